@@ -1,0 +1,284 @@
+"""Validated settings: what a user may say, checked before anything runs, and kept with every run as TOML.
+
+Settings are layered: defaults, then what the chosen effort brings, then a file, then `--set` and the flags. Only what
+was said explicitly overrides an effort's preset; pydantic remembers which fields those are.
+"""
+
+import difflib
+import math
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import tomli_w
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from feedfwd.errors import ConfigError
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError("must be a finite number")
+    return value
+
+
+Real = Annotated[float, AfterValidator(_finite)]
+Positive = Annotated[Real, Field(gt=0)]
+NonNegative = Annotated[Real, Field(ge=0)]
+Share = Annotated[Real, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+S = TypeVar("S", bound="Settings")
+
+
+class Settings(BaseModel):
+    """Immutable, strict about names; a section of the configuration."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=True)
+
+
+class FFNSpec(Settings):
+    """Which feed-forward layer to build; `ffn.spec.build_ffn` turns it into one."""
+
+    kind: str = Field("dense", description="dense, gated, or package.module:Class")
+    activation: str = Field("relu", description="σ; a gated name such as swiglu implies kind=gated")
+    init: str = Field("auto", description="initialisation scheme")
+    bias: bool = True
+    dropout: Share = 0.0
+    options: dict[str, Any] = Field(default_factory=dict, description="extra arguments of a layer of your own")
+
+
+class DeformConfig(Settings):
+    """Small random deformations of training images; 0 switches one off."""
+
+    rotation: NonNegative = Field(0.0, description="degrees, ± uniform")
+    scale: Share = Field(0.0, description="relative, ± uniform")
+    shear: NonNegative = Field(0.0, description="±, uniform")
+    shift: NonNegative = Field(0.0, description="pixels, ± uniform")
+    elastic: NonNegative = Field(0.0, description="displacement, pixels (standard deviation)")
+    smooth: Positive = Field(4.0, description="smoothness of the elastic field, pixels")
+
+    @property
+    def any(self) -> bool:
+        return any((self.rotation, self.scale, self.shear, self.shift, self.elastic))
+
+
+class DataConfig(Settings):
+    """How the data are split, scaled and varied."""
+
+    validation: Share = Field(0.1, description="share of the training part held back for validation; 0 trains on all")
+    test: Share = Field(0.2, description="share split off as test part where the source brings none")
+    folds: Annotated[int, Field(ge=2)] | None = Field(None, description="take fold `data.fold` of this many as test")
+    fold: Annotated[int, Field(ge=0)] = 0
+    standardize: bool = Field(
+        True, description="scale the inputs to mean 0 and variance 1, fitted on the training part"
+    )
+    mixup: NonNegative = Field(0.0, description="alpha of the Beta distribution (arXiv 1710.09412); 0: off")
+    noise: NonNegative = Field(0.0, description="Gaussian noise on standardised inputs, standard deviation")
+    deform: DeformConfig = DeformConfig()
+
+    @model_validator(mode="after")
+    def _fold_exists(self) -> Self:
+        if self.folds is not None and self.fold >= self.folds:
+            raise ValueError(f"data.fold={self.fold} is not below data.folds={self.folds}")
+        return self
+
+
+class ModelConfig(Settings):
+    """The network around the feed-forward layers."""
+
+    hidden: list[Count] = Field([128, 128], description="width of each hidden layer")
+    residual: bool = Field(False, description="x + FFN(norm(x)) blocks instead of plain layers")
+    norm: Literal["none", "layer", "rms", "batch"] = "none"
+    input_dropout: Share = 0.0
+    noise: NonNegative = Field(0.0, description="Gaussian noise on every layer's input while training")
+
+
+class LossConfig(Settings):
+    name: Literal["auto", "mse", "mae", "huber", "cross_entropy", "binary_cross_entropy", "focal"] = "auto"
+    label_smoothing: Share = 0.0
+    class_weights: Literal["none", "balanced"] | list[Positive] = "none"
+    delta: Positive = Field(1.0, description="Huber: where the square turns into a line")
+    gamma: NonNegative = Field(2.0, description="focal: how much easy examples are played down")
+
+
+class OptimizerConfig(Settings):
+    name: Literal["sgd", "momentum", "nesterov", "rmsprop", "adagrad", "adam", "adamw", "muon"] = "adam"
+    lr: Positive | None = Field(None, description="peak learning rate; not given: found by a range test")
+    weight_decay: NonNegative = 0.0
+    momentum: Share = 0.9
+    beta1: Share = 0.9
+    beta2: Share = 0.999
+    eps: Positive = 1e-8
+
+
+class ScheduleConfig(Settings):
+    name: Literal["constant", "step", "linear", "cosine", "one_cycle", "warmup_stable_decay"] = "cosine"
+    warmup: Share = Field(0.0, description="share of the updates in which the rate rises")
+    floor: Annotated[Real, Field(ge=0, le=1)] = Field(0.0, description="last rate, relative to the peak")
+    decay: Share = Field(0.2, description="warmup_stable_decay: share of the updates in which the rate falls")
+
+
+class TrainConfig(Settings):
+    batch_size: Count = 64
+    epochs: Positive = 10.0
+    steps: Count | None = Field(None, description="number of updates; given, it overrides epochs")
+    accumulate: Count = Field(1, description="batches per update")
+    clip: Positive | None = Field(None, description="largest norm of the gradient")
+    ema: Share = Field(0.0, description="decay of the moving average of the weights; 0: off")
+    patience: Count | None = Field(None, description="evaluations without a better validation score before stopping")
+    evaluate_every: Count | None = Field(None, description="updates between evaluations; not given: once an epoch")
+    save_every: Count = Field(1000, description="updates between saved states")
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
+    threads: Count | None = Field(None, description="CPU threads; part of what makes two runs equal")
+
+
+class FitConfig(Settings):
+    """Everything `feedfwd fit` needs to know.
+
+    >>> base = FitConfig(source="digits")
+    >>> base.with_("ffn.activation", "swiglu").ffn.activation
+    'swiglu'
+    """
+
+    source: str
+    test: str | None = Field(None, description="a source of its own for the test part")
+    data_dir: str | None = Field(None, description="folder that holds the built-in data sets' files")
+    effort: Literal["quick", "standard", "best"] = "standard"
+    minutes: Positive | None = Field(None, description="time to plan the training for")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    ffn: FFNSpec = FFNSpec()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    train: TrainConfig = TrainConfig()
+
+    def with_(self, key: str, value: Any) -> Self:
+        """A copy with one setting changed, validated; the setting counts as given explicitly."""
+        said = self.said()
+        _put(said, key, value, type(self))
+        return parse(type(self), said)
+
+    def said(self) -> dict[str, Any]:
+        """Only what was given explicitly, nested by section."""
+        return self.model_dump(exclude_unset=True)
+
+    def over(self, preset: Mapping[str, Any]) -> Self:
+        """This configuration with `preset` (dotted keys) beneath what was given explicitly."""
+        base: dict[str, Any] = {}
+        for key, value in preset.items():
+            _put(base, key, value, type(self))
+        return parse(type(self), merge(base, self.said()))
+
+    def to_toml(self) -> str:
+        """All settings, resolved; what is None is left out, since TOML has no word for it."""
+        return tomli_w.dumps(self.model_dump(exclude_none=True))
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dictionaries, `over` winning.
+
+    >>> merge({"a": {"x": 1, "y": 2}}, {"a": {"y": 3}})
+    {'a': {'x': 1, 'y': 3}}
+    """
+    out = dict(base)
+    for key, value in over.items():
+        inner = out.get(key)
+        out[key] = merge(inner, value) if isinstance(value, Mapping) and isinstance(inner, Mapping) else value
+    return out
+
+
+def keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
+    """The dotted names of all settings.
+
+    >>> "train.batch_size" in keys(FitConfig)
+    True
+    """
+    names = []
+    for name, field in kind.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            names += keys(field.annotation, f"{prefix}{name}.")
+        else:
+            names.append(prefix + name)
+    return names
+
+
+def _put(tree: dict[str, Any], key: str, value: Any, kind: type[BaseModel]) -> None:
+    known = keys(kind)
+    free = next((k for k in known if key.startswith(k + ".") and k.endswith(".options")), None)
+    if key not in known and free is None:
+        raise ConfigError(f"unknown setting {key!r}", hint=_nearest_key(key, known))
+    *sections, name = key.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+    tree[name] = value
+
+
+def _nearest_key(key: str, known: list[str]) -> str:
+    """The same last word in another section is likelier meant than similar letters.
+
+    >>> _nearest_key("batch_size", ["train.batch_size", "train.epochs"])
+    "did you mean 'train.batch_size'?"
+    """
+    last = key.rsplit(".", 1)[-1]
+    close = [name for name in known if name.rsplit(".", 1)[-1] == last] or difflib.get_close_matches(key, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else "`feedfwd info --settings` lists all settings"
+
+
+def parse(kind: type[S], tree: Mapping[str, Any]) -> S:
+    """Validate nested settings; the first thing that is wrong becomes a ConfigError with its dotted name."""
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if not _is_type_tag(part))
+        if first["type"] == "extra_forbidden":
+            raise ConfigError(f"unknown setting {where!r}", hint=_nearest_key(where, keys(kind))) from None
+        if first["type"] == "missing":
+            raise ConfigError(f"{where} is missing", hint=f"say {where} = …") from None
+        message = first["msg"].removeprefix("Value error, ")
+        message = message[0].lower() + message[1:]
+        value = first["input"]
+        said = where if isinstance(value, Mapping | BaseModel) else f"{where}={value!r}"
+        raise ConfigError(f"{said} can't be used", hint=message) from None
+
+
+def _is_type_tag(part: object) -> bool:
+    """Union branches appear in pydantic's error locations; they are no part of a setting's name."""
+    return isinstance(part, str) and ("[" in part or part in ("int", "float", "str", "none", "literal"))
+
+
+def overrides(pairs: Iterable[str], kind: type[Settings] = FitConfig) -> dict[str, Any]:
+    """`key=value` texts as nested settings; values are TOML, anything else is taken as text.
+
+    >>> overrides(["model.hidden=[64]", "ffn.activation=gelu"])
+    {'model': {'hidden': [64]}, 'ffn': {'activation': 'gelu'}}
+    """
+    tree: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set {pair!r} is no setting", hint="write --set key=value, as in --set train.epochs=5")
+        try:
+            value: Any = tomllib.loads(f"value = {text.strip()}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text.strip()
+        _put(tree, key.strip(), value, kind)
+    return tree
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A settings file; errors name the file and, where known, the line."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no settings file at {path}", hint="check --config") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} can't be read: {error}", hint="check the file and its permissions") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}", hint="see toml.io for the form") from None

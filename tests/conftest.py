@@ -1,0 +1,15 @@
+"""What several test rooms share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data sets, which are not part of the project: tests that need it skip where it is absent."""
+    path = Path(os.environ.get("FEEDFWD_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+    if not path.is_dir():
+        pytest.skip(f"real data not found at {path}; set FEEDFWD_DATA to the folder that holds it")
+    return path
