@@ -55,10 +55,10 @@ class DeformConfig(Settings):
 
     rotation: NonNegative = Field(0.0, description="degrees, ± uniform")
     scale: Share = Field(0.0, description="relative, ± uniform")
-    shear: NonNegative = Field(0.0, description="±, uniform")
+    shear: NonNegative = Field(0.0, description="degrees, ± uniform")
     shift: NonNegative = Field(0.0, description="pixels, ± uniform")
-    elastic: NonNegative = Field(0.0, description="displacement, pixels (standard deviation)")
-    smooth: Positive = Field(4.0, description="smoothness of the elastic field, pixels")
+    elastic: NonNegative = Field(0.0, description="pixels, root mean square")
+    smoothness: Positive = Field(5.5, description="pixels over which the elastic displacement varies")
 
     @property
     def any(self) -> bool:
