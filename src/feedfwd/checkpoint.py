@@ -34,7 +34,7 @@ RUNS = Path("runs")
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary neighbour of `path`, then put it in place in one step; failing leaves `path` alone."""
+    """Let `write` fill a temporary neighbour of `path`, then put it in place in one step, or change nothing."""
     part = path.with_name(f".{path.name}.part")
     try:
         write(part)

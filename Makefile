@@ -1,0 +1,46 @@
+# make demo    set up, train on real handwritten digits, show what came of it
+# make test    set up, run the tests
+# make check   the tests, the linters, the docs' examples and the slow tests
+# make bench   the benchmarks (minutes; see benchmarks/README.md)
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL ?= $(BIN)/pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test check lint slow bench clean
+
+demo: .venv/.demo
+	$(BIN)/python examples/digits.py
+
+test: .venv/.dev
+	$(BIN)/python -m pytest -m "not slow"
+
+check: test lint slow
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+slow: .venv/.dev
+	$(BIN)/python -m pytest -m slow
+
+bench: .venv/.dev
+	$(BIN)/python benchmarks/mnist.py
+	$(BIN)/python benchmarks/ffn.py
+	$(BIN)/python benchmarks/lora.py
+
+clean:
+	rm -rf .venv
+
+.venv/pyvenv.cfg:
+	$(PYTHON) -m venv .venv
+
+.venv/.demo: .venv/pyvenv.cfg pyproject.toml constraints.txt
+	$(INSTALL) -c constraints.txt -e '.[report]'
+	touch $@
+
+.venv/.dev: .venv/pyvenv.cfg pyproject.toml constraints.txt
+	$(INSTALL) -c constraints.txt -e '.[dev]'
+	touch $@ .venv/.demo

@@ -1,0 +1,194 @@
+"""The command: parse, call, print. Each verb imports what it needs when it runs, so that help answers at once."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from feedfwd._version import __version__
+from feedfwd.errors import FeedfwdError
+
+STARTED = time.perf_counter()
+
+app = typer.Typer(
+    name="feedfwd",
+    help="From raw data to a working model on the machine you have.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Folder with the files of a built-in data set; then nothing is downloaded."),
+]
+
+
+def version(show: bool) -> None:
+    if show:
+        print(f"feedfwd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _: Annotated[bool, typer.Option("--version", callback=version, is_eager=True, help="Show the version.")] = False,
+) -> None: ...
+
+
+@app.command()
+def fit(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="SOURCE",
+            help="digits, iris, wine, breast_cancer, diabetes, mnist, fashion_mnist, an .npz file, or a folder of "
+            "images by class. An existing path wins over a name.",
+            show_default=False,
+        ),
+    ] = None,
+    test: Annotated[str | None, typer.Option(metavar="SOURCE", help="A test part of its own.")] = None,
+    run: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where to write.  [default: runs/<date>-<source>]")
+    ] = None,
+    effort: Annotated[
+        str | None, typer.Option(metavar="quick|standard|best", help="How much to spend.  [default: standard]")
+    ] = None,
+    minutes: Annotated[float | None, typer.Option(metavar="M", help="Plan the training to take this long.")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of everything random.  [default: 0]")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; `feedfwd info --settings` lists them."),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="Settings from a TOML file.")] = None,
+    data_dir: DataDir = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Stop before the first step and show what would be done.")
+    ] = False,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Continue an interrupted run, bit for bit.", show_default=False)
+    ] = None,
+) -> None:
+    """Train a feed-forward network on arrays or images."""
+    from feedfwd.config import FitConfig, merge, overrides, parse, read_toml
+    from feedfwd.errors import ConfigError
+    from feedfwd.recipes import fit as recipe
+    from feedfwd.recipes.console import Terminal
+
+    flags: dict[str, Any] = {
+        "source": source,
+        "test": test,
+        "data_dir": str(data_dir) if data_dir else None,
+        "effort": effort,
+        "minutes": minutes,
+        "seed": seed,
+    }
+    flags = {key: value for key, value in flags.items() if value is not None}
+    with Terminal() as terminal:
+        if resume is not None:
+            extra = [f"--{name.replace('_', '-')}" for name in flags] + ["--set"] * bool(set_) + ["--run"] * bool(run)
+            extra = ["SOURCE" if name == "--source" else name for name in extra] + ["--config"] * bool(config)
+            if extra:
+                raise ConfigError(
+                    f"--resume continues a run with its own settings, so {extra[0]} can't be given with it",
+                    hint="leave it out, or start a new run without --resume",
+                )
+            recipe.resume(resume, terminal, started=STARTED)
+            return
+        settings: dict[str, Any] = {}
+        if config is not None:
+            settings = read_toml(config)
+            settings.pop("run", None)
+        settings = merge(merge(settings, overrides(set_ or [])), flags)
+        if "source" not in settings:
+            raise ConfigError("no SOURCE to train on", hint="try: feedfwd fit digits")
+        chosen = parse(FitConfig, settings)
+        if dry_run:
+            recipe.dry_run(chosen, terminal)
+        else:
+            recipe.fit_config(chosen, run, terminal, started=STARTED)
+
+
+@app.command()
+def evaluate(
+    run: RunPath,
+    data: Annotated[
+        str | None,
+        typer.Argument(metavar="DATA", help="A source with labels.  [default: the run's own test part]"),
+    ] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Score a trained run on data it has not seen."""
+    from feedfwd.recipes.apply import evaluate_run
+    from feedfwd.recipes.console import Terminal
+
+    evaluate_run(run, data, Terminal(), data_dir=data_dir)
+
+
+@app.command()
+def predict(
+    run: RunPath,
+    data: Annotated[str, typer.Argument(metavar="DATA", help="An .npz or .npy file, an image, or a folder of images.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write .csv or .jsonl here.  [default: the screen]")
+    ] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Apply a trained run to new inputs."""
+    from feedfwd.recipes.apply import predict_run
+    from feedfwd.recipes.console import Terminal
+
+    predict_run(run, data, out, Terminal(), data_dir=data_dir)
+
+
+@app.command()
+def info(
+    what: Annotated[
+        str | None, typer.Argument(metavar="[RUN|SOURCE]", help="A run, or a data source.", show_default=False)
+    ] = None,
+    settings: Annotated[bool, typer.Option("--settings", help="List every setting with its meaning.")] = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Show what a layer or network of this form costs."),
+    ] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Tell what a run or a data source holds, what a layer costs, or which settings there are."""
+    from feedfwd.recipes.console import Terminal
+    from feedfwd.recipes.info import info as tell
+
+    tell(what, Terminal(), settings=settings, pairs=set_ or [], data_dir=data_dir)
+
+
+@app.command()
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to look.")] = Path("runs"),
+) -> None:
+    """List the runs of a folder with their scores."""
+    from feedfwd.recipes.console import Terminal
+    from feedfwd.recipes.info import list_all
+
+    list_all(folder, Terminal())
+
+
+def main() -> None:
+    """Run the command; a FeedfwdError becomes one line on stderr and exit status 2."""
+    try:
+        app()
+    except FeedfwdError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt as stop:
+        print(f"\n{stop}" if str(stop) else "\nstopped", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(141)
+
+
+if __name__ == "__main__":
+    main()
