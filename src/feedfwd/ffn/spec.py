@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from feedfwd.config import FFNSpec
-from feedfwd.errors import ConfigError, nearest
+from feedfwd.errors import ConfigError, FeedfwdError, nearest
 from feedfwd.ffn.activations import GATED
 from feedfwd.ffn.dense import DenseFFN
 from feedfwd.ffn.gated import GatedFFN
@@ -78,13 +78,19 @@ def _own(spec: FFNSpec, width: int, hidden: int) -> nn.Module:
         raise ConfigError(
             f"ffn.kind={spec.kind!r}: the constructor refuses its arguments: {error}", hint=hint
         ) from None
-    layer = layer_class(width, hidden, **taken)
-    with torch.no_grad():
-        seen = layer.eval()(torch.zeros(1, width))
-    if not isinstance(seen, Tensor) or seen.shape != (1, width):
-        what = tuple(seen.shape) if isinstance(seen, Tensor) else type(seen).__name__
+    try:
+        layer = layer_class(width, hidden, **taken).eval()
+        with torch.no_grad():
+            y = layer(torch.zeros(1, width))
+    except FeedfwdError:
+        raise
+    except Exception as error:  # foreign code; its own traceback stays attached
+        what = f"with width={width}, hidden={hidden} and one token it raised {type(error).__name__}: {error}"
+        raise ConfigError(f"ffn.kind={spec.kind!r}: {what}", hint="feedfwd.testing.check_ffn shows more") from error
+    if not isinstance(y, Tensor) or y.shape != (1, width):
+        seen = f"the shape {tuple(y.shape)}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
         hint = "a layer is Tensor → Tensor of the same shape; feedfwd.testing.check_ffn tells all it must promise"
-        raise ConfigError(f"ffn.kind={spec.kind!r}: an input of (1, {width}) came back as {what}", hint=hint)
+        raise ConfigError(f"ffn.kind={spec.kind!r}: an input of shape (1, {width}) gave {seen}", hint=hint)
     return layer.train()
 
 
