@@ -119,7 +119,7 @@ def _is_deterministic_in_eval(make: Make) -> str:
     before = deepcopy(layer.state_dict())
     first, second = layer(x), layer(x)
     if not torch.equal(first, second):
-        return f"two calls differ by {float((first - second).abs().max()):.2g}"
+        return f"two calls differ by {(first - second).abs().max().item():.2g}"
     moved = [name for name, value in layer.state_dict().items() if not torch.equal(value, before[name])]
     return f"a call changed {', '.join(moved)}" if moved else ""
 
@@ -143,7 +143,7 @@ def _registers_its_state(make: Make) -> str:
             inside = (
                 value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
             )
-            if not attribute.startswith("_") and any(isinstance(item, Tensor | nn.Module) for item in inside):
+            if attribute not in vars(nn.Module()) and any(isinstance(item, Tensor | nn.Module) for item in inside):
                 return f"{f'{name}.{attribute}'.strip('.')} is a plain attribute of {type(module).__name__}"
     return ""
 
@@ -211,7 +211,7 @@ def _unlike(y: object, x: Tensor) -> str:
 
 def _apart(a: Tensor, b: Tensor) -> str:
     """How far two outputs are apart; nothing where rounding explains it."""
-    return "" if torch.allclose(a, b, rtol=1e-4, atol=1e-5) else f"{float((a - b).abs().max()):.2g}"
+    return "" if torch.allclose(a, b, rtol=1e-4, atol=1e-5) else f"{(a - b).abs().max().item():.2g}"
 
 
 PROMISES = (

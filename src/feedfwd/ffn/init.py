@@ -73,6 +73,8 @@ def initialize(
     """
     if scheme not in SCHEMES:
         raise ConfigError(f"unknown initialisation {scheme!r}", hint=nearest(scheme, SCHEMES))
+    if activation not in AUTO:
+        raise ConfigError(f"unknown activation {activation!r}", hint=nearest(activation, AUTO))
     by_activation = AUTO[activation]
     gain = 2**0.5 if by_activation == "he_normal" else 1.0
     inputs = weight.shape[1]

@@ -25,6 +25,12 @@ def is_gated(kind: str, activation: str) -> bool:
     return kind == "gated" or (kind == "dense" and activation in GATED)
 
 
+def check_options(spec: FFNSpec) -> None:
+    """Options that nothing would read are an error."""
+    if spec.options and not is_own(spec.kind):
+        raise ConfigError(f"ffn.options is not for ffn.kind={spec.kind!r}", hint="it is for a layer of your own")
+
+
 def build_ffn(
     spec: FFNSpec,
     width: int,
@@ -49,8 +55,7 @@ def build_ffn(
       (down): Linear(in_features=32, out_features=8, bias=True, init=lecun_normal)
     )
     """
-    if spec.options and not is_own(spec.kind):
-        raise ConfigError(f"ffn.options is not for ffn.kind={spec.kind!r}", hint="it is for a layer of your own")
+    check_options(spec)
     common = (width, hidden, spec.activation, spec.bias, spec.dropout, spec.init, norm)
     match spec.kind:
         case "dense" | "gated" if is_gated(spec.kind, spec.activation):

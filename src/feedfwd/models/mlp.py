@@ -17,7 +17,7 @@ from feedfwd.ffn import activations, parts
 from feedfwd.ffn.gated import GatedLinear
 from feedfwd.ffn.init import inner
 from feedfwd.ffn.parts import Linear, normalization
-from feedfwd.ffn.spec import build_ffn, is_gated
+from feedfwd.ffn.spec import build_ffn, check_options, is_gated
 
 
 class Noise(nn.Module):
@@ -141,6 +141,7 @@ class MLP(nn.Module):
         self.sizes = tuple(parts.size(size, f"sizes[{i}]") for i, size in enumerate(sizes))
         given = {"kind": kind, "activation": activation, "init": init, "bias": bias, "dropout": dropout}
         spec = parse(FFNSpec, given | {"options": dict(options or {})})
+        check_options(spec)
         self.input_dropout = parts.dropout(input_dropout, "input_dropout")
         inputs, *hidden, outputs = self.sizes
         if residual or kind not in ("dense", "gated"):
