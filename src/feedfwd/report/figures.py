@@ -245,7 +245,8 @@ def _for_page(svg: str, description: str) -> str:
     """A stand-alone SVG file made part of a page: no size, style or ids of its own that the page would suffer from."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.S)
-    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
+    used = set(re.findall(r'(?:href="|url\()#([^")]+)', svg))
+    svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", svg)
     svg = re.sub(r" font-family: [^;]*;", "", svg).replace("xlink:href", "href")
     size = re.search(r'viewBox="[^"]*"', svg)
     assert size is not None
