@@ -192,6 +192,16 @@ def test_a_resumed_run_counts_its_repeated_steps_once_and_a_cut_line_not_at_all(
     assert "<svg" in write_report(run).read_text()
 
 
+def test_a_log_of_numbers_that_are_not_finite_still_gives_a_page(tmp_path):
+    events = [
+        {"event": "range_test", "lrs": [1e-3], "losses": [float("nan")], "suggested": 0.003},
+        {"event": "step", "step": 1, "loss": float("nan"), "lr": 0.1, "grad_norm": float("inf")},
+        {"event": "validation", "step": 1, "scores": {"loss": None, "accuracy": float("nan")}},
+    ]
+    page = Page(write_report(write_run(tmp_path / "run", events=events)).read_text())
+    assert page.tags.count("svg") == 2  # the rate, and calibration
+
+
 def test_a_regression_shows_predictions_and_errors(tmp_path):
     generator = np.random.default_rng(1)
     y = generator.normal(size=(90, 2)) * [1, 100]

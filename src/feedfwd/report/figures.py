@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -45,7 +45,7 @@ STYLE: dict[str, Any] = {
     "lines.solid_capstyle": "round",
 }
 
-Points = Sequence[tuple[float, float]]
+Points = Sequence[tuple[float, float]]  # (x, y), all finite, at least one
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +68,13 @@ def available() -> bool:
 
 def loss_figure(training: Points, validation: Points) -> Figure:
     """Training loss (mean of neighbouring steps, with their 10th to 90th percentile) and validation loss by step."""
-    training, validation = _finite(training), _finite(validation)
     step, middle, low, high = _thinned(training)
     values = [*middle, *(y for _, y in validation)]
 
     def draw(axes: Any) -> None:
         if len(training) > len(step):
             axes.fill_between(step, low, high, color=FIRST, alpha=0.16, linewidth=0)
-        axes.plot(step, middle, color=FIRST)
+        axes.plot(step, middle, color=FIRST, **_marks(step))
         if validation:
             axes.plot(*zip(*validation, strict=True), color=SECOND, **_marks(validation))
         if min(values) > 0 and max(values) > 10 * min(values):
@@ -87,9 +86,8 @@ def loss_figure(training: Points, validation: Points) -> Figure:
     return Figure("Loss", _svg(draw, "loss", "loss by training step"), key)
 
 
-def score_figure(name: str, label: str, validation: Points, percent: bool) -> Figure:
+def score_figure(name: str, label: str, points: Points, percent: bool) -> Figure:
     """One validation score by step."""
-    points = _finite(validation)
 
     def draw(axes: Any) -> None:
         axes.plot(*zip(*points, strict=True), color=SECOND, **_marks(points))
@@ -102,13 +100,12 @@ def score_figure(name: str, label: str, validation: Points, percent: bool) -> Fi
 
 def step_figure(name: str, title: str, values: Points, *, logarithmic: bool = False) -> Figure:
     """One number of each step, thinned: the learning rate, the length of the gradient."""
-    points = _finite(values)
-    step, middle, low, high = _thinned(points)
+    step, middle, low, high = _thinned(values)
 
     def draw(axes: Any) -> None:
         if logarithmic:
             axes.fill_between(step, low, high, color=FIRST, alpha=0.16, linewidth=0)
-        axes.plot(step, middle, color=FIRST)
+        axes.plot(step, middle, color=FIRST, **_marks(step))
         if logarithmic and middle.min() > 0 and middle.max() > 10 * middle.min():
             _logarithmic(axes, "y")
         else:
@@ -119,9 +116,8 @@ def step_figure(name: str, title: str, values: Points, *, logarithmic: bool = Fa
     return Figure(title, _svg(draw, name, f"{title} by training step"))
 
 
-def range_test_figure(rates: Sequence[float], losses: Sequence[float], suggested: float) -> Figure:
-    """Loss while the rate grows, with the rate that was chosen. What lies far above the start is cut off."""
-    points = [(x, y) for x, y in _finite(list(zip(rates, losses, strict=False))) if x > 0]
+def range_test_figure(points: Points, suggested: float) -> Figure:
+    """(rate, loss) while the rate grows, with the rate that was chosen. What lies far above the start is cut off."""
     values = [y for _, y in points]
 
     def draw(axes: Any) -> None:
@@ -184,10 +180,6 @@ def prediction_figure(name: str, points: Points) -> Figure:
     return Figure(f"Predicted against true: {name}", svg, (("--first", "one example"), ("--muted", "perfect")))
 
 
-def _finite(points: Points) -> list[tuple[float, float]]:
-    return [(x, y) for x, y in points if y is not None and np.isfinite(y)]
-
-
 def _thinned(points: Points) -> tuple[npt.NDArray[np.float64], ...]:
     """Means of at most CURVE_POINTS neighbouring groups: x, mean, 10th and 90th percentile."""
     groups = np.array_split(np.asarray(points, np.float64), min(len(points), CURVE_POINTS))
@@ -196,7 +188,7 @@ def _thinned(points: Points) -> tuple[npt.NDArray[np.float64], ...]:
     return x, mean, low, high
 
 
-def _marks(points: Points) -> dict[str, Any]:
+def _marks(points: Sized) -> dict[str, Any]:
     """Dots where there are few enough to tell apart."""
     return {"marker": "o", "markersize": 3.6, "markeredgewidth": 0} if len(points) <= 40 else {}
 

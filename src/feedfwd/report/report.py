@@ -2,8 +2,8 @@
 
 import json
 import os
-import tempfile
 from datetime import datetime
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,13 @@ def write_report(run_dir: Path) -> Path:
     """
     run_dir = Path(run_dir)
     page = _page(_result(run_dir), _events(run_dir), _text(run_dir / "config.toml"))
+    unfinished = run_dir / f".report-{os.getpid()}.html"
     try:
-        handle, name = tempfile.mkstemp(dir=run_dir, prefix=".report-", suffix=".html")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(page)
-            Path(name).chmod(0o644)  # mkstemp's own is for its maker alone, and a report is made to be passed on
-            Path(name).replace(run_dir / "report.html")
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+            unfinished.write_text(page, encoding="utf-8")
+            unfinished.replace(run_dir / "report.html")
+        finally:
+            unfinished.unlink(missing_ok=True)
     except OSError as e:
         raise RunError(f"can't write {run_dir / 'report.html'}", hint=f"{e.strerror}") from e
     return run_dir / "report.html"
@@ -95,7 +92,7 @@ def _page(result: dict[str, Any], events: list[Event], config: str | None) -> st
         began=_began(events),
         validations=_by_step(events, "validation"),
         findings=[e for e in events if e.get("event") == "finding"],
-        curves=_curves(result, events) if figures.available() else None,
+        curves=_curves(events) if figures.available() else None,
         figures=_detail_figures(details) if figures.available() else [],
         scores=_score_rows(result, details),
         matrix=_matrix(details),
@@ -193,29 +190,31 @@ def _matrix(details: dict[str, Any]) -> list[dict[str, Any]] | None:
     ]
 
 
-def _curves(result: dict[str, Any], events: list[Event]) -> list[figures.Figure]:
-    steps, validations = _by_step(events, "step"), _by_step(events, "validation")
+def _curves(events: list[Event]) -> list[figures.Figure]:
+    steps = _by_step(events, "step")
+    scores = [{"step": e["step"], **e["scores"]} for e in _by_step(events, "validation")]
     found = []
-    if steps:
+    if training := _points(steps, "loss"):
         # only a loss of the same kind belongs on the same axis
-        key = "loss" if any("loss" in e["scores"] for e in validations) else "log_loss"
-        held_out = [(e["step"], e["scores"][key]) for e in validations if key in e["scores"]]
-        found.append(figures.loss_figure(_points(steps, "loss"), held_out))
-    scored = {name: value for e in validations for name, value in e["scores"].items()}
-    if name := next((n for n in words.HEADLINES if n in scored), None):
-        points = [(e["step"], e["scores"][name]) for e in validations if name in e["scores"]]
+        key = "loss" if _points(scores, "loss") else "log_loss"
+        found.append(figures.loss_figure(training, _points(scores, key)))
+    if name := next((n for n in words.HEADLINES if _points(scores, n)), None):
+        points = _points(scores, name)
         found.append(figures.score_figure(name, words.word(name).label, points, words.word(name).percent))
-    if steps:
-        found.append(figures.step_figure("rate", "Learning rate", _points(steps, "lr")))
+    if rates := _points(steps, "lr"):
+        found.append(figures.step_figure("rate", "Learning rate", rates))
     if norms := _points(steps, "grad_norm"):
         found.append(figures.step_figure("gradient", "Length of the gradient", norms, logarithmic=True))
     for event in [e for e in events if e.get("event") == "range_test"][-1:]:
-        found.append(figures.range_test_figure(event["lrs"], event["losses"], event["suggested"]))
+        tried = [(x, y) for x, y in zip(event["lrs"], event["losses"], strict=False) if y is not None and isfinite(y)]
+        if len(tried) > 1:
+            found.append(figures.range_test_figure(tried, event["suggested"]))
     return found
 
 
-def _points(events: list[Event], key: str) -> list[tuple[float, float]]:
-    return [(e["step"], e[key]) for e in events if e.get(key) is not None]
+def _points(rows: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
+    """(step, number) of the rows that have a finite number under the key."""
+    return [(row["step"], row[key]) for row in rows if row.get(key) is not None and isfinite(row[key])]
 
 
 def _detail_figures(details: dict[str, Any]) -> list[figures.Figure]:
