@@ -1,0 +1,45 @@
+"""feedfwd: from raw data to a working model on the machine you have, with the feed-forward layer at its heart.
+
+    import feedfwd as ff
+    run = ff.fit("digits")
+    run.predict(x)
+
+Names are imported when first used, so that `import feedfwd` and `feedfwd --help` cost nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from feedfwd._version import __version__
+
+if TYPE_CHECKING:
+    from feedfwd import ffn, testing
+    from feedfwd.config import FFNSpec, FitConfig
+    from feedfwd.ffn.dense import DenseFFN
+    from feedfwd.ffn.gated import GatedFFN
+    from feedfwd.models.mlp import MLP
+    from feedfwd.recipes.api import fit, load
+
+__all__ = ["MLP", "DenseFFN", "FFNSpec", "FitConfig", "GatedFFN", "__version__", "ffn", "fit", "load", "testing"]
+
+_HOMES = {
+    "MLP": "feedfwd.models.mlp",
+    "DenseFFN": "feedfwd.ffn.dense",
+    "GatedFFN": "feedfwd.ffn.gated",
+    "FFNSpec": "feedfwd.config",
+    "FitConfig": "feedfwd.config",
+    "fit": "feedfwd.recipes.api",
+    "load": "feedfwd.recipes.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in ("ffn", "testing"):
+        return importlib.import_module(f"feedfwd.{name}")
+    raise AttributeError(f"module 'feedfwd' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

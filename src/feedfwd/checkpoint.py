@@ -146,12 +146,19 @@ class Run:
     def finished(self) -> bool:
         return self.result_file.is_file()
 
-    def read_json(self, file: Path) -> Any:
+    def read_text(self, file: Path) -> str:
         try:
-            return json.loads(file.read_text(encoding="utf-8"))
+            return file.read_text(encoding="utf-8")
         except FileNotFoundError:
             raise RunError(f"{self.path} is incomplete: {file.name} is missing", hint=self._repair()) from None
         except (ValueError, OSError) as error:
+            raise RunError(f"{file} is damaged: {error}", hint=self._repair()) from None
+
+    def read_json(self, file: Path) -> Any:
+        text = self.read_text(file)
+        try:
+            return json.loads(text)
+        except ValueError as error:
             raise RunError(f"{file} is damaged: {error}", hint=self._repair()) from None
 
     def _repair(self) -> str:
@@ -222,6 +229,11 @@ class Run:
         if self.log_file.exists():
             os.truncate(self.log_file, min(counters["log_bytes"], self.log_file.stat().st_size))
         return tensors, counters
+
+    def saved_step(self) -> int | None:
+        """The step of the newest saved state, None before the first."""
+        states = self._states()
+        return int(states[-1].name[5:]) if states else None
 
     def drop_state(self) -> None:
         shutil.rmtree(self.state_folder, ignore_errors=True)

@@ -108,17 +108,19 @@ class OptimizerConfig(Settings):
     name: Literal["sgd", "momentum", "nesterov", "rmsprop", "adagrad", "adam", "adamw", "muon"] = "adam"
     lr: Positive | None = Field(None, description="peak learning rate; not given: found by a range test")
     weight_decay: NonNegative = 0.0
-    momentum: Share = 0.9
+    momentum: Share | None = Field(None, description="not given: the optimizer's usual one")
     beta1: Share = 0.9
-    beta2: Share = 0.999
+    beta2: Share | None = Field(None, description="not given: the optimizer's usual one")
     eps: Positive = 1e-8
 
 
 class ScheduleConfig(Settings):
     name: Literal["constant", "step", "linear", "cosine", "one_cycle", "warmup_stable_decay"] = "cosine"
-    warmup: Share = Field(0.0, description="share of the updates in which the rate rises")
+    warmup: Share | None = Field(None, description="share of the updates in which the rate rises")
     floor: Annotated[Real, Field(ge=0, le=1)] = Field(0.0, description="last rate, relative to the peak")
     decay: Share = Field(0.2, description="warmup_stable_decay: share of the updates in which the rate falls")
+    every: Share = Field(1 / 3, description="step: share of the updates after which the rate is multiplied")
+    factor: Share = Field(0.1, description="step: by how much")
 
 
 class TrainConfig(Settings):
@@ -148,7 +150,7 @@ class FitConfig(Settings):
     test: str | None = Field(None, description="a source of its own for the test part")
     data_dir: str | None = Field(None, description="folder that holds the built-in data sets' files")
     effort: Literal["quick", "standard", "best"] = "standard"
-    minutes: Positive | None = Field(None, description="time to plan the training for")
+    minutes: Positive | None = Field(None, description="time to plan the training for; overrides train.epochs")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
@@ -157,6 +159,12 @@ class FitConfig(Settings):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.minutes is not None and self.train.steps is not None:
+            raise ValueError("minutes and train.steps say two lengths of one training: give one of them")
+        return self
 
     def with_(self, key: str, value: Any) -> Self:
         """A copy with one setting changed, validated; the setting counts as given explicitly."""

@@ -1,0 +1,46 @@
+"""The Python face of the recipes: `ff.fit` and `ff.load`."""
+
+from pathlib import Path
+from typing import Any
+
+from feedfwd.config import FitConfig, merge, parse
+from feedfwd.recipes.console import Terminal
+from feedfwd.recipes.fit import fit_config
+from feedfwd.recipes.predictor import Predictor
+
+
+def fit(
+    source: str | FitConfig,
+    *,
+    run: str | Path | None = None,
+    test: str | None = None,
+    effort: str | None = None,
+    minutes: float | None = None,
+    seed: int | None = None,
+    data_dir: str | Path | None = None,
+    settings: dict[str, Any] | None = None,
+) -> Predictor:
+    """Train on a source, as the command `feedfwd fit` does, and return the trained predictor.
+
+    `settings` holds further settings by dotted key, such as {"ffn.activation": "gelu"}; `source` may also be a whole
+    FitConfig. Raises FeedfwdError for what can't be trained.
+    """
+    config = source if isinstance(source, FitConfig) else FitConfig(source=source)
+    flags = {
+        "test": test,
+        "effort": effort,
+        "minutes": minutes,
+        "seed": seed,
+        "data_dir": None if data_dir is None else str(data_dir),
+    }
+    given = {key: value for key, value in flags.items() if value is not None}
+    config = parse(FitConfig, merge(config.said(), given))
+    for key, value in (settings or {}).items():
+        config = config.with_(key, value)
+    with Terminal() as terminal:
+        return fit_config(config, None if run is None else Path(run), terminal)
+
+
+def load(run: str | Path) -> Predictor:
+    """The trained predictor of a finished run: `.predict(x)`, `.predict_proba(x)`, `.model`, `.result`."""
+    return Predictor.load(Path(run))

@@ -1,0 +1,79 @@
+"""`feedfwd evaluate` and `feedfwd predict`: a trained run on other data."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from feedfwd.checkpoint import Run, write_text
+from feedfwd.config import FitConfig, parse
+from feedfwd.data.readers import load, load_inputs
+from feedfwd.errors import ConfigError
+from feedfwd.evaluate.evaluate import details
+from feedfwd.recipes.console import Listener
+from feedfwd.recipes.predictor import Predictor
+from feedfwd.recipes.prepare import parts
+from feedfwd.report.words import interval, score, word
+
+
+def evaluate_run(
+    path: Path, source: str | None, listener: Listener, *, data_dir: Path | None = None
+) -> dict[str, float]:
+    """Scores of a run on a labelled source (its test part, where it has one), or on the run's own test part."""
+    predictor = Predictor.load(path)
+    if source is None:
+        config = parse(FitConfig, Run.open(path).settings())
+        if data_dir is not None:
+            config = config.with_("data_dir", str(data_dir))
+        data, name = parts(config, resolved=True).test, f"the test part of {config.source}"
+    else:
+        train, test = load(source, data_dir=data_dir)
+        data, name = test or train, source
+    answers = predictor.answers(predictor.transform(data.inputs, name))
+    scores = predictor.scores(answers, data)
+    known = data if predictor.classes is None else data.recode(predictor.classes)
+    found = details(answers, known.targets, classes=predictor.classes)["intervals"]
+    listener.say(f"{path} on {name}, n={len(data):,}")
+    for key, value in scores.items():
+        around = f"  (95 %: {interval(key, found[key], len(data))})" if key in found else ""
+        listener.say(f"  {word(key).label:<24}{score(key, value, len(data))}{around}")
+    return scores
+
+
+def predict_run(path: Path, source: str, out: Path | None, listener: Listener, *, data_dir: Path | None = None) -> None:
+    """Answers for inputs without labels, as CSV or JSON lines; to the screen where no file is named."""
+    if out is not None and out.suffix not in (".csv", ".jsonl"):
+        raise ConfigError(f"--out {out} is of no known form", hint="name a .csv or .jsonl file")
+    predictor = Predictor.load(path)
+    inputs, files = load_inputs(source, data_dir=data_dir)
+    answers = predictor.answers(predictor.transform(inputs, source))
+    rows = []
+    for i, answer in enumerate(answers):
+        row: dict[str, Any] = {"example": files[i] if files is not None else i}
+        if predictor.classes is None:
+            values = answer.tolist() if answer.ndim else [float(answer)]
+            names = predictor.preprocess.target_names or tuple(f"target {t}" for t in range(len(values)))
+            row |= dict(zip(names if len(values) > 1 else ("prediction",), values, strict=True))
+        else:
+            best = int(answer.argmax())
+            row |= {"prediction": predictor.classes[best], "probability": round(float(answer[best]), 6)}
+        rows.append(row)
+    text = _jsonl(rows) if out is not None and out.suffix == ".jsonl" else _csv(rows)
+    if out is None:
+        listener.say(text.rstrip("\n"))
+    else:
+        write_text(out, text)
+        listener.say(f"{len(rows):,} predictions in {out}")
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def _jsonl(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -1,0 +1,125 @@
+"""`feedfwd info` and `feedfwd runs`: what there is, without training anything."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from rich.table import Table
+
+from feedfwd.checkpoint import Run, list_runs
+from feedfwd.config import FitConfig, overrides, parse
+from feedfwd.errors import ConfigError, FeedfwdError
+from feedfwd.recipes.console import Terminal
+from feedfwd.report.words import duration, score, word
+
+
+def info(
+    what: str | None,
+    terminal: Terminal,
+    *,
+    settings: bool = False,
+    pairs: Sequence[str] = (),
+    data_dir: Path | None = None,
+) -> None:
+    """Tell of a run, a source, a layer's cost, or the settings, whichever was asked for."""
+    if settings:
+        show_settings(terminal)
+    elif what is None and pairs:
+        show_layer(pairs, terminal)
+    elif what is None:
+        raise ConfigError("nothing to tell of", hint="give a run or a source, or --settings")
+    elif (Path(what) / "config.toml").is_file():
+        show_run(Run.open(Path(what)), terminal)
+    else:
+        show_source(what, terminal, data_dir)
+
+
+def show_settings(terminal: Terminal) -> None:
+    for name, default, meaning in _rows(FitConfig):
+        terminal.say(f"{name}={default}" + (f"  # {meaning}" if meaning else ""))
+
+
+def _rows(kind: type[BaseModel], prefix: str = "") -> list[tuple[str, Any, str]]:
+    rows = []
+    for name, field in kind.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            rows += _rows(field.annotation, f"{prefix}{name}.")
+        else:
+            default = "" if field.is_required() else field.get_default(call_default_factory=True)
+            rows.append((prefix + name, "" if default is None else default, field.description or ""))
+    return rows
+
+
+def show_run(run: Run, terminal: Terminal) -> None:
+    about, config = run.about(), parse(FitConfig, run.settings())
+    terminal.say(f"{run.path}: feedfwd {about.get('verb')} {config.source}, seed {config.seed}")
+    hidden = "-".join(map(str, config.model.hidden))
+    terminal.say(f"hidden {hidden}, {config.ffn.activation}; {config.optimizer.name}, rate {config.optimizer.lr:.3g}")
+    if not run.finished:
+        step = run.saved_step()
+        where = f"saved at step {step}" if step is not None else "no state saved yet"
+        terminal.say(f"unfinished ({where}); go on with: feedfwd fit --resume {run.path}")
+        return
+    from feedfwd.recipes.say import summary
+
+    result = run.read_json(run.result_file)
+    for line in summary(result):
+        terminal.say(line)
+    terminal.say(f"{result['parameters']:,} parameters; repeat with: {result['command']}")
+    terminal.say(f"report: {run.report_file}")
+
+
+def show_source(source: str, terminal: Terminal, data_dir: Path | None) -> None:
+    from feedfwd.data.readers import load
+
+    train, test = load(source, data_dir=data_dir)
+    terminal.say(train.describe())
+    terminal.say(
+        f"test part of its own: {len(test):,} examples" if test else "no test part of its own: one is split off"
+    )
+    if train.classes is not None:
+        counts = train.targets.bincount(minlength=len(train.classes)).tolist()
+        shown = [f"{name}: {n:,}" for name, n in zip(train.classes, counts, strict=True)]
+        terminal.say("classes: " + ", ".join(shown[:30]) + (" …" if len(shown) > 30 else ""))
+    else:
+        y = train.targets
+        terminal.say(f"target: mean {y.mean():.4g}, standard deviation {y.std():.4g}, {y.min():.4g} … {y.max():.4g}")
+    x = train.inputs.float()
+    terminal.say(f"inputs: mean {x.mean():.4g}, standard deviation {x.std():.4g}, {x.min():.4g} … {x.max():.4g}")
+    for note in train.notes:
+        terminal.say(f"note: {note}")
+
+
+def show_layer(pairs: Sequence[str], terminal: Terminal) -> None:
+    from feedfwd.ffn.accounting import describe
+
+    config = parse(FitConfig, {"source": "", **overrides(pairs)})
+    terminal.say(describe(config.ffn, config.model.hidden[0], config.model.hidden[-1]))
+
+
+def list_all(folder: Path, terminal: Terminal) -> None:
+    """A row for each run of a folder; what can't be read is said, not fatal."""
+    runs = list_runs(folder)
+    if not runs:
+        terminal.say(f"no runs in {folder}/; `feedfwd fit digits` makes one")
+        return
+    table = Table("run", "source", "test score", "trained in", "state", box=None, pad_edge=False)
+    for run in runs:
+        try:
+            table.add_row(*_row(run))
+        except FeedfwdError as error:
+            table.add_row(str(run.path), "", "", "", error.message)
+    terminal.console.print(table)
+
+
+def _row(run: Run) -> tuple[str, ...]:
+    run = Run.open(run.path)
+    source = str(run.settings().get("source", ""))
+    if not run.finished:
+        return str(run.path), source, "", "", "unfinished"
+    result = run.read_json(run.result_file)
+    name, value = next(iter(result["test"].items()))
+    n = result["sizes"]["test"]
+    shown = f"{word(name).label} {score(name, value, n)}"
+    return str(run.path), source, shown, duration(result["seconds"]["train"]), "finished"

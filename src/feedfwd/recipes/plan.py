@@ -1,0 +1,68 @@
+"""What a short trial settles before training: the learning rate, and how many updates fit into the minutes given.
+
+Both work on a copy of the network, and what they find is written into the run's settings, so that resuming and
+repeating don't depend on a clock.
+"""
+
+import copy
+import time
+from dataclasses import replace
+
+from feedfwd.checkpoint import Run
+from feedfwd.recipes.console import Listener
+from feedfwd.recipes.prepare import Prepared, optimizer_for
+from feedfwd.train.loop import train
+from feedfwd.train.progress import plan_steps, typical
+from feedfwd.train.range_test import suggest_lr
+
+WARMUP, TIMED = 5, 40  # updates tried to learn what one takes
+EVALUATIONS = 40
+
+
+def plan(prepared: Prepared, run: Run, listener: Listener) -> Prepared:
+    """The same with the rate and the number of updates settled in its settings."""
+    c = prepared.config
+    if c.optimizer.lr is None:
+        found = suggest_lr(
+            prepared.model,
+            prepared.batches(),
+            prepared.loss,
+            lambda model, lr: optimizer_for(model, c, lr),
+            precision=prepared.precision,
+        )
+        run.log({"event": "range_test", "lrs": found.lrs, "losses": found.losses, "suggested": found.lr})
+        listener.say(f"learning-rate range test: {found.lr:.3g}")
+        prepared = replace(prepared, config=c.with_("optimizer.lr", found.lr))
+    if c.minutes is not None:
+        steps = steps_within(prepared, 60 * c.minutes)
+        listener.say(f"{steps:,} updates fit into {c.minutes:g} minutes")
+        settled = prepared.config.with_("minutes", None).with_("train.steps", steps)
+        prepared = replace(prepared, config=settled)
+    return prepared
+
+
+def steps_within(prepared: Prepared, seconds: float) -> int:
+    """How many updates, with their evaluations, fit into `seconds`."""
+    c = prepared.config
+    trial = replace(prepared, predictor=copy.deepcopy(prepared.predictor))
+    assert c.optimizer.lr is not None
+    optimizer = optimizer_for(trial.model, c, c.optimizer.lr)
+    times, last = [], time.perf_counter()
+    for _ in train(
+        trial.model,
+        trial.batches(),
+        trial.loss,
+        optimizer,
+        steps=WARMUP + TIMED,
+        accumulate=c.train.accumulate,
+        clip=c.train.clip,
+        precision=trial.precision,
+    ):
+        now = time.perf_counter()
+        times.append(now - last)
+        last = now
+    evaluation = 0.0
+    if trial.validation is not None:
+        trial.predictor.answers(trial.validation.inputs)
+        evaluation = time.perf_counter() - last
+    return plan_steps(seconds, per_step=typical(times, WARMUP), per_evaluation=evaluation, evaluations=EVALUATIONS)

@@ -1,0 +1,125 @@
+"""A trained network together with what turns raw inputs into its inputs and its outputs into answers."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from feedfwd.checkpoint import Run
+from feedfwd.config import FitConfig, parse
+from feedfwd.data.dataset import Dataset
+from feedfwd.data.preprocess import Preprocessor
+from feedfwd.errors import DataError, RunError
+from feedfwd.evaluate.metrics import classification_scores, regression_scores
+from feedfwd.models.mlp import MLP
+
+CHUNK = 4096  # examples at a time: large enough to be fast, small enough for any memory
+
+
+def build_model(config: FitConfig, preprocess: Preprocessor) -> MLP:
+    """The network that the settings describe, for the data that `preprocess` was fitted to."""
+    outputs = 1 if config.loss.name == "binary_cross_entropy" else preprocess.outputs
+    m, f = config.model, config.ffn
+    return MLP(
+        [preprocess.width, *m.hidden, outputs],
+        f.activation,
+        kind=f.kind,
+        init=f.init,
+        bias=f.bias,
+        dropout=f.dropout,
+        norm=None if m.norm == "none" else m.norm,
+        residual=m.residual,
+        input_dropout=m.input_dropout,
+        noise=m.noise,
+        options=f.options,
+    )
+
+
+class Predictor:
+    """What `ff.load(run)` gives: `predict`, `predict_proba`, `score`, and `model`, a plain nn.Module."""
+
+    def __init__(self, model: MLP, preprocess: Preprocessor, run: Path | None = None) -> None:
+        self.model, self.preprocess, self.run = model, preprocess, run
+
+    @classmethod
+    def load(cls, path: Path) -> "Predictor":
+        run = Run.open(path)
+        config = parse(FitConfig, run.settings())
+        preprocess = Preprocessor.from_json(run.read_text(run.preprocess_file))
+        model = build_model(config, preprocess)
+        try:
+            model.load_state_dict(run.load_model())
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise RunError(f"{run.model_file} doesn't fit config.toml: {reason}", hint="was one replaced?") from None
+        return cls(model.eval(), preprocess, path)
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        return self.preprocess.classes
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """Scores, seconds and environment, as in result.json."""
+        if self.run is None:
+            raise RunError("this predictor was not loaded from a run", hint="use ff.load(run)")
+        run = Run(self.run)
+        return run.read_json(run.result_file)
+
+    def transform(self, inputs: Any, where: str = "the input") -> Tensor:
+        """Raw inputs (N, ...) as the network sees them, (N, D); errors call them `where`."""
+        return self.preprocess.inputs(inputs, where).to(self._device())
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """The network's outputs (N, O) for transformed inputs (N, D), in evaluation mode, chunk by chunk."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.inference_mode():
+                out = [self.model(x[i : i + CHUNK]) for i in range(0, len(x), CHUNK)]
+                return torch.cat(out).float() if out else x.new_zeros(0, self.model.sizes[-1])
+        finally:
+            self.model.train(training)
+
+    def answers(self, x: Tensor) -> np.ndarray:
+        """For transformed inputs: probabilities (N, C), or values (N,) or (N, T) in the target's units."""
+        out = self.outputs(x).cpu()
+        if self.classes is None:
+            values = self.preprocess.restore(out)
+            return (values[:, 0] if values.shape[1] == 1 else values).numpy()
+        if out.shape[1] == 1:
+            p = out.sigmoid()
+            return torch.cat([1 - p, p], 1).numpy()
+        return out.softmax(1).numpy()
+
+    def predict_proba(self, inputs: Any) -> np.ndarray:
+        """Probabilities (N, C), one column per class, in the order of `classes`."""
+        if self.classes is None:
+            raise DataError("a regression has no class probabilities", hint="use predict")
+        return self.answers(self.transform(inputs))
+
+    def predict(self, inputs: Any) -> np.ndarray:
+        """Class names (N,), or values (N,) or (N, T) in the target's units, for raw inputs (N, ...)."""
+        found = self.answers(self.transform(inputs))
+        return found if self.classes is None else np.asarray(self.classes)[found.argmax(1)]
+
+    def scores(self, answers: np.ndarray, data: Dataset) -> dict[str, float]:
+        """All scores of the task, for what `answers` gave for a data set."""
+        if self.classes is None:
+            return regression_scores(answers, data.targets.numpy())
+        return classification_scores(answers, data.recode(self.classes).targets.numpy())
+
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def __repr__(self) -> str:
+        sizes = "-".join(map(str, self.model.sizes))
+        return f"Predictor({sizes}, run={str(self.run)!r})"
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the scores as a table."""
+        result = self.result if self.run is not None else {}
+        rows = "".join(f"<tr><td>{k}</td><td>{v:.4g}</td></tr>" for k, v in (result.get("test") or {}).items())
+        return f"<b>{self!r}</b><table><tr><th>test</th><th></th></tr>{rows}</table>"

@@ -1,0 +1,231 @@
+"""From settings to all that a training needs; the same settings make the same things, so resuming makes them again."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from feedfwd.config import FitConfig
+from feedfwd.data.augment import Deform, Mixup, Noise, chain
+from feedfwd.data.batches import TensorBatches, Transform
+from feedfwd.data.dataset import Dataset
+from feedfwd.data.preprocess import Preprocessor
+from feedfwd.data.readers import load
+from feedfwd.data.split import fold, split
+from feedfwd.errors import ConfigError, DataError
+from feedfwd.models.mlp import MLP
+from feedfwd.recipes.predictor import Predictor, build_model
+from feedfwd.recipes.presets import Facts, preset
+from feedfwd.train.losses import Loss, build_loss
+from feedfwd.train.optimizers import Optimizer, build_optimizer
+from feedfwd.train.precision import Precision, choose, products
+
+
+@dataclass
+class Part:
+    """One part of the data, and as the network sees it."""
+
+    data: Dataset
+    inputs: Tensor  # (N, D) on the device
+    targets: Tensor  # class numbers (N,), or standardised values (N, T), on the device
+
+
+@dataclass
+class Prepared:
+    config: FitConfig  # with the effort's preset beneath
+    train: Part
+    validation: Part | None
+    test: Part
+    predictor: Predictor
+    loss: Loss
+    precision: Precision
+    device: torch.device
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def model(self) -> MLP:
+        return self.predictor.model
+
+    def batches(self) -> TensorBatches:
+        c = self.config
+        return TensorBatches(
+            self.train.inputs, self.train.targets, c.train.batch_size, seed=c.seed, transform=_transform(self)
+        )
+
+    @property
+    def updates_per_epoch(self) -> float:
+        return math.ceil(len(self.train.inputs) / self.config.train.batch_size) / self.config.train.accumulate
+
+    def frozen(self) -> FitConfig:
+        """The settings with what this machine decided: what a run keeps, so that resuming decides nothing anew."""
+        decided = {"threads": torch.get_num_threads(), "device": str(self.device), "precision": self.precision.name}
+        config = self.config
+        for name, value in decided.items():
+            config = config.with_(f"train.{name}", value)
+        return config
+
+    @property
+    def examples_per_update(self) -> int:
+        c = self.config.train
+        return min(c.batch_size, len(self.train.inputs)) * c.accumulate
+
+    @property
+    def steps(self) -> int:
+        c = self.config.train
+        return c.steps or max(1, round(c.epochs * self.updates_per_epoch))
+
+
+def prepare(config: FitConfig, *, resolved: bool = False) -> Prepared:
+    """Load, split, scale, build. `resolved` settings come from a run and already carry their preset."""
+    config, training, validation, test, notes = parts(config, resolved=resolved)
+    if config.train.threads is not None:
+        torch.set_num_threads(config.train.threads)
+    device = _device(config.train.device)
+    preprocess = Preprocessor.fit(training)
+    torch.manual_seed(config.seed)
+    config = _checked(config, training)
+    model = build_model(config, preprocess).to(device)
+    precision = choose(config.train.precision, device, products(model, config.train.batch_size))
+
+    def part(data: Dataset) -> Part:
+        return Part(data, preprocess.inputs(data.inputs).to(device), preprocess.targets(data).to(device))
+
+    return Prepared(
+        config=config,
+        train=part(training),
+        validation=None if validation is None else part(validation),
+        test=part(test),
+        predictor=Predictor(model, preprocess),
+        loss=_loss(config, training),
+        precision=precision,
+        device=device,
+        notes=notes,
+    )
+
+
+class Parts(NamedTuple):
+    config: FitConfig
+    train: Dataset
+    validation: Dataset | None
+    test: Dataset
+    notes: list[str]
+
+
+def parts(config: FitConfig, *, resolved: bool = False) -> Parts:
+    """The settings with their preset, the training, validation and test parts, and what the user should know."""
+    whole, own_test = load(config.source, data_dir=config.data_dir)
+    if config.test is not None:
+        other, others_test = load(config.test, data_dir=config.data_dir)
+        own_test = _like(others_test or other, whole, config.test)
+    if own_test is not None and config.data.folds is not None:
+        raise ConfigError(
+            f"data.folds={config.data.folds} would cut up {config.source}, which has a test part of its own",
+            hint="leave data.folds out",
+        )
+    if not resolved:
+        facts = Facts(examples=len(whole), image=whole.is_image, classes=len(whole.classes or ()))
+        config = config.over(preset(config.effort, facts))
+    if own_test is not None:
+        rest, test = whole, own_test
+    elif config.data.folds is not None:
+        rest, test = fold(whole, config.data.folds, config.data.fold, config.seed)
+    else:
+        rest, test = split(whole, config.data.test, config.seed)
+    training, validation = rest, None
+    if config.data.validation > 0:
+        training, validation = split(rest, config.data.validation, config.seed)
+    notes = list(dict.fromkeys([*whole.notes, *training.notes]))
+    if validation is None:
+        notes.append("trained on all training examples: none is held back for validation, and nothing chosen by one")
+    return Parts(config, training, validation, test, notes)
+
+
+def _like(test: Dataset, whole: Dataset, name: str) -> Dataset:
+    """The test part that `--test` names, with the training part's class numbers; DataError where forms differ."""
+    shapes = tuple(test.inputs.shape[1:]), tuple(whole.inputs.shape[1:])
+    if shapes[0] != shapes[1] or test.task != whole.task:
+        raise DataError(
+            f"the test part {name} is not of the training part's kind: examples of {shapes[0]} and {shapes[1]}, "
+            f"to {test.task} and to {whole.task}",
+            hint="both need the same columns or image size, and the same kind of targets",
+        )
+    return test if whole.classes is None else test.recode(whole.classes)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ConfigError(f"train.device={name!r} can't be used here", hint="try train.device=cpu") from None
+    return device
+
+
+def _checked(config: FitConfig, data: Dataset) -> FitConfig:
+    """Resolve what depends on the task, and refuse what doesn't fit it."""
+    classes = data.classes
+    name = config.loss.name
+    if name == "auto":
+        name = "mse" if classes is None else "cross_entropy"
+        config = config.with_("loss.name", name)
+    if (name in ("mse", "mae", "huber")) != (classes is None):
+        task = "values" if classes is None else "classes"
+        fitting = "mse, mae or huber" if classes is None else "cross_entropy, binary_cross_entropy or focal"
+        raise ConfigError(f"loss.name={name} can't be used: the targets are {task}", hint=f"try {fitting}")
+    if name == "binary_cross_entropy" and classes is not None and len(classes) != 2:
+        raise ConfigError(
+            f"loss.name=binary_cross_entropy can't be used with {len(classes)} classes", hint="try cross_entropy"
+        )
+    if config.data.deform.any and not data.is_image:
+        raise ConfigError("data.deform needs images, and the inputs are plain numbers", hint="leave data.deform out")
+    weights = config.loss.class_weights
+    if weights != "none" and classes is None:
+        raise ConfigError("loss.class_weights can't be used: the targets are values", hint="leave it out")
+    if isinstance(weights, list) and classes is not None and len(weights) != len(classes):
+        raise ConfigError(
+            f"loss.class_weights has {len(weights)} numbers for {len(classes)} classes", hint="give one a class"
+        )
+    return config
+
+
+def _loss(config: FitConfig, data: Dataset) -> Loss:
+    c = config.loss
+    options: dict[str, Any] = {}
+    if c.name in ("cross_entropy", "binary_cross_entropy"):
+        options["label_smoothing"] = c.label_smoothing
+    elif c.label_smoothing:
+        raise ConfigError(f"loss.label_smoothing can't be used with loss.name={c.name}", hint="try cross_entropy")
+    if c.name == "huber":
+        options["delta"] = c.delta
+    if c.name == "focal":
+        options["gamma"] = c.gamma
+    if c.class_weights == "balanced":
+        counts = torch.bincount(data.targets, minlength=len(data.classes or ()))
+        options["class_weights"] = (len(data) / (len(counts) * counts)).tolist()
+    elif c.class_weights != "none":
+        options["class_weights"] = list(c.class_weights)
+    return build_loss(c.name, **options)
+
+
+def optimizer_for(model: nn.Module, config: FitConfig, lr: float) -> Optimizer:
+    o = config.optimizer
+    return build_optimizer(
+        model, o.name, lr, weight_decay=o.weight_decay, momentum=o.momentum, beta1=o.beta1, beta2=o.beta2, eps=o.eps
+    )
+
+
+def _transform(prepared: Prepared) -> Transform | None:
+    c, data = prepared.config.data, prepared.train.data
+    transforms: list[Transform] = []
+    if c.deform.any:
+        transforms.append(Deform(tuple(data.inputs.shape[1:]), **c.deform.model_dump()))
+    if c.noise:
+        transforms.append(Noise(c.noise))
+    if c.mixup:
+        one_logit = prepared.config.loss.name == "binary_cross_entropy"
+        transforms.append(Mixup(c.mixup, None if data.classes is None or one_logit else len(data.classes)))
+    return chain(*transforms) if transforms else None

@@ -1,0 +1,83 @@
+"""What a recipe tells a person, as lines of text; pure functions of what was found."""
+
+import json
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from feedfwd.config import FitConfig, Settings
+from feedfwd.recipes.prepare import Part, Prepared
+from feedfwd.report.words import count, duration, interval, score, word
+
+
+def overview(p: Prepared) -> list[str]:
+    """What was found, what will be trained and how: the first lines of a run, and of a dry run."""
+    c, model = p.config, p.model
+    parts = [f"{len(part.data):,} {name}" for name, part in parts_of(p).items()]
+    sizes = "-".join(map(str, model.sizes))
+    inits = ", ".join(dict.fromkeys(row.init for row in model.layers()))
+    chosen = f" ({c.ffn.init})" if c.ffn.init == "auto" else ""
+    rate = f"rate {c.optimizer.lr:.3g}" if c.optimizer.lr is not None else "rate by a range test"
+    return [
+        p.train.data.describe().replace(f"{len(p.train.data):,} ", "", 1) + f"; {', '.join(parts)}",
+        f"network {sizes}, {c.ffn.activation}, init {inits}{chosen}: {model.parameter_count:,} parameters, "
+        f"{count(model.flops)} FLOPs an example forward",
+        f"{c.optimizer.name}, {rate}, {c.schedule.name}; {p.steps:,} updates of {p.examples_per_update:,} examples "
+        f"({p.steps / p.updates_per_epoch:.4g} epochs)",
+        f"{p.device}, {p.precision.name} ({p.precision.reason})",
+        *(f"note: {note}" for note in p.notes),
+    ]
+
+
+def parts_of(p: Prepared) -> dict[str, Part]:
+    parts = {"train": p.train, "validation": p.validation, "test": p.test}
+    return {name: part for name, part in parts.items() if part is not None}
+
+
+def summary(result: Mapping[str, Any]) -> list[str]:
+    """The last lines of a run: scores with their interval and n, and the time it took."""
+    lines = []
+    for part in ("validation", "test"):
+        scores = result.get(part)
+        if not scores:
+            continue
+        n = result["sizes"][part]
+        found = result["test_details"]["intervals"] if part == "test" else {}
+        words = [
+            f"{word(name).label} {score(name, value, n)}"
+            + (f" (95 %: {interval(name, found[name], n)})" if name == next(iter(scores)) and name in found else "")
+            for name, value in scores.items()
+        ]
+        lines.append(f"{part} (n={n:,}): {', '.join(words)}")
+    seconds = result["seconds"]
+    lines.append(f"trained in {duration(seconds['train'])}, {result['examples_per_second']:,.0f} examples/s")
+    return lines
+
+
+def command(config: FitConfig) -> str:
+    """The command that repeats a run: every setting that differs from its default, spelled out.
+
+    >>> command(FitConfig(source="digits", seed=3))
+    'feedfwd fit digits --seed 3'
+    """
+    words = ["feedfwd", "fit", config.source]
+    for flag in ("test", "data_dir", "effort", "minutes", "seed"):
+        value = getattr(config, flag)
+        if value != type(config).model_fields[flag].default:
+            words += [f"--{flag.replace('_', '-')}", str(value)]
+    for section, values in config:
+        if isinstance(values, Settings):
+            words += _sets(section, values)
+    return shlex.join(words)
+
+
+def _sets(prefix: str, values: Settings) -> list[str]:
+    words = []
+    for name, field in type(values).model_fields.items():
+        value = getattr(values, name)
+        if isinstance(value, Settings):
+            words += _sets(f"{prefix}.{name}", value)
+        elif value is not None and value != field.get_default(call_default_factory=True):
+            text = value if isinstance(value, str) else json.dumps(value)
+            words += ["--set", f"{prefix}.{name}={text}"]
+    return words
