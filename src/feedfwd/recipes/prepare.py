@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -86,7 +87,7 @@ def prepare(config: FitConfig, *, resolved: bool = False) -> Prepared:
     preprocess = Preprocessor.fit(training)
     torch.manual_seed(config.seed)
     config = _checked(config, training)
-    model = build_model(config, preprocess).to(device)
+    model = _built(config, preprocess).to(device)
     precision = choose(config.train.precision, device, products(model, config.train.batch_size))
 
     def part(data: Dataset) -> Part:
@@ -124,6 +125,7 @@ def parts(config: FitConfig, *, resolved: bool = False) -> Parts:
             f"data.folds={config.data.folds} would cut up {config.source}, which has a test part of its own",
             hint="leave data.folds out",
         )
+    whole.check_trainable()
     if not resolved:
         facts = Facts(examples=len(whole), image=whole.is_image, classes=len(whole.classes or ()))
         config = config.over(preset(config.effort, facts))
@@ -152,6 +154,21 @@ def _like(test: Dataset, whole: Dataset, name: str) -> Dataset:
             hint="both need the same columns or image size, and the same kind of targets",
         )
     return test if whole.classes is None else test.recode(whole.classes)
+
+
+def _built(config: FitConfig, preprocess: Preprocessor) -> MLP:
+    """The network; training holds about four copies of its weights, which have to fit into memory."""
+    try:
+        return build_model(config, preprocess)
+    except (RuntimeError, MemoryError) as error:
+        if "memory" not in str(error):
+            raise
+        sizes = [preprocess.width, *config.model.hidden, preprocess.outputs]
+        weights = sum(a * b for a, b in pairwise(sizes))
+        raise ConfigError(
+            f"model.hidden={config.model.hidden} needs {4 * weights / 1e9:,.0f} GB of memory for its weights alone",
+            hint="take smaller layers",
+        ) from None
 
 
 def _device(name: str) -> torch.device:
