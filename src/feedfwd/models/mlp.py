@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from feedfwd.config import FFNSpec, parse
 from feedfwd.errors import ConfigError, DataError
@@ -87,10 +86,9 @@ class ResidualLayer(nn.Module):
 
 
 class LayerRow(NamedTuple):
-    """What a layer holds and costs: `flops` of one example's forward pass (its products; 2 per weight used)."""
+    """What a layer holds and costs: `flops` of one example's forward pass, products only."""
 
     name: str
-    outputs: int
     parameters: int
     flops: int
     init: str
@@ -180,22 +178,17 @@ class MLP(nn.Module):
 
     @property
     def flops(self) -> int:
-        """Of one example's forward pass: 2 for each multiply-add in the products; the rest is not counted."""
+        """Of one example's forward pass, products only: 2 for each multiply-add."""
         return sum(row.flops for row in self.layers())
 
     def layers(self) -> list[LayerRow]:
-        """What each layer holds and costs; found by running one example of zeros, so that any layer can be counted."""
-        weight = self.head.weight
-        h = torch.zeros(1, self.sizes[0], dtype=weight.dtype, device=weight.device)
-        steps = [("stem", self.stem)] + [(f"blocks.{i}", block) for i, block in enumerate(self.blocks)]
-        rows, training = [], self.training
-        self.eval()
-        for name, layer in [*steps, ("norm", self.norm), ("head", self.head)]:
-            with torch.no_grad(), FlopCounterMode(display=False) as counter:
-                h = layer(h)
-            inits = dict.fromkeys(module.init for module in layer.modules() if isinstance(module, Linear | GatedLinear))
-            parameters = sum(parameter.numel() for parameter in layer.parameters())
+        """What each layer holds and costs; an example is taken to meet every weight matrix once."""
+        blocks = [(f"blocks.{i}", block) for i, block in enumerate(self.blocks)]
+        rows = []
+        for name, layer in [("stem", self.stem), *blocks, ("norm", self.norm), ("head", self.head)]:
+            parameters = list(layer.parameters())
+            flops = sum(2 * parameter.numel() for parameter in parameters if parameter.ndim > 1)
+            inits = dict.fromkeys(part.init for part in layer.modules() if isinstance(part, Linear | GatedLinear))
             if parameters:
-                rows.append(LayerRow(name, h.shape[1], parameters, counter.get_total_flops(), ", ".join(inits)))
-        self.train(training)
+                rows.append(LayerRow(name, sum(p.numel() for p in parameters), flops, ", ".join(inits)))
         return rows
