@@ -1,0 +1,44 @@
+"""Image data sets from the Hugging Face hub, by name, into its cache.
+
+A file in the cache is used without asking the hub again. A dropped connection is taken up where it broke; what arrives
+is checked against the hub's SHA-256.
+"""
+
+import hashlib
+from pathlib import Path
+
+from feedfwd.data.dataset import Dataset
+from feedfwd.data.images import read_parquet
+from feedfwd.errors import DataError
+
+
+def fetch_images(name: str, repo: str, folder: str, classes: tuple[str, ...]) -> tuple[Dataset, Dataset]:
+    """The train and test parts of a data set of the hub that is kept as one parquet file each."""
+    train, test = (
+        read_parquet(_fetch(name, repo, f"{folder}/{part}-00000-of-00001.parquet"), name, classes)
+        for part in ("train", "test")
+    )
+    return train, test
+
+
+def _fetch(name: str, repo: str, file: str) -> Path:
+    """Path of a file of the hub in the local cache, fetched if it isn't there."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+
+    cached = try_to_load_from_cache(repo, file, repo_type="dataset")
+    if not isinstance(cached, str):
+        try:
+            # hf_hub_download repeats a failed first request for half a minute; this one fails at once.
+            get_hf_file_metadata(hf_hub_url(repo, file, repo_type="dataset"), timeout=10)
+            cached = hf_hub_download(repo, file, repo_type="dataset")
+        except Exception as error:  # the hub's client raises what its HTTP library does, and that library has changed
+            problem = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise DataError(
+                f"{name} can't be fetched from the Hugging Face hub ({problem})",
+                hint="with its IDX files in a folder, use --data-dir FOLDER; no network is needed then",
+            ) from None
+    blob = Path(cached).resolve()
+    # The cache names a large file after its SHA-256; where links aren't possible it can't, and the size must do.
+    if len(blob.name) == 64 and hashlib.sha256(blob.read_bytes()).hexdigest() != blob.name:
+        raise DataError(f"{blob} is damaged", hint="delete it and run again: it will be fetched anew")
+    return Path(cached)
