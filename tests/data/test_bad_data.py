@@ -210,6 +210,7 @@ USE: dict[str, tuple[Callable[[Path], object], str]] = {
     "targets all the same": (lambda f: Preprocessor.fit(data(y=np.full(12, 0.5))), "all targets are the same"),
     # splits
     "a split of nothing": (lambda f: split(data(), 0.01, 0), "leaves 0 and 12"),
+    "a split of classes of one": (lambda f: split(data(y=np.arange(12)), 0.5, 0), "every class .* one example only"),
     "a split of everything": (lambda f: split(data(), 1.0, 0), "leaves 12 and 0"),
     "more folds than examples": (lambda f: fold(data(), 13, 0, 0), "fold 0 of 13 from 12 examples"),
     "a fold that isn't there": (lambda f: fold(data(), 3, 3, 0), "fold 3 of 3"),

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from feedfwd.data.dataset import Dataset
 from feedfwd.data.split import fold, split
+from feedfwd.errors import DataError
 
 
 def dataset(targets: torch.Tensor, task: str = "classify") -> Dataset:
@@ -31,7 +32,9 @@ def rows(data: Dataset) -> list[int]:
 def test_any_classes_split_exactly_and_in_proportion(counts: list[int], fraction: float, seed: int) -> None:
     targets = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     n, size = len(targets), round(len(targets) * fraction)
-    if not 0 < size < n:
+    if not 0 < size < n or max(counts) == 1:
+        with pytest.raises(DataError):
+            split(dataset(targets), fraction, seed)
         return
     rest, part = split(dataset(targets), fraction, seed)
     assert sorted(rows(rest) + rows(part)) == list(range(n))

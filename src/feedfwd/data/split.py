@@ -33,6 +33,8 @@ def split(dataset: Dataset, fraction: float, seed: int, stratify: bool = True) -
     if stratify and dataset.task == "classify":
         order, first = _by_class(order, dataset.targets)
         pool = order[~first]  # one example of each class stays
+        if len(pool) == 0:
+            raise DataError(f"every class of {dataset.name} has one example only", hint="give more examples")
         size = min(size, len(pool))
         offset = torch.rand((), generator=generator, dtype=torch.float64)
         part = pool[_every(len(pool), size, float(offset))]
