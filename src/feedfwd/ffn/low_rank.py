@@ -1,0 +1,179 @@
+"""One frozen linear map and its low-rank correction as a single differentiable product.
+
+    y = gain ⊙ (x Wᵀ + scale · drop(x) Aᵀ Bᵀ) + bias
+
+Plain autograd writes the correction beside the product, scales it, adds it, and keeps drop(x) and the dropout's mask.
+Here the correction is added inside the product's own buffer, and the only things kept for backward are x and the
+(N, R) product drop(x) Aᵀ: the mask is drawn again from its seed. The weight is frozen, so its gradient is never formed,
+and every gradient of the correction goes through dY B, which is as narrow as the rank.
+"""
+
+# N tokens, D inputs, H outputs, R rank, G matrices stacked in one weight (1, or 2 for gate and up)
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from feedfwd.ffn.products import linear
+
+STEPS = 2**16  # a dropout rate is a multiple of 1/STEPS
+
+
+def low_rank_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    a: Tensor,
+    b: Tensor,
+    scale: float,
+    *,
+    dropout: float = 0.0,
+    gain: Tensor | None = None,
+    groups: int = 1,
+) -> Tensor:
+    """gain ⊙ (x Wᵀ + scale · drop(x) Aᵀ Bᵀ) + bias, for x (…, D), weight (H, D), a (G·R, D), b (H, R).
+
+    A weight of `groups` matrices has as many of a and b, stacked as the matrices are: the g-th block of rows of the
+    weight is corrected by the g-th blocks of b and a, all of them seeing the same drop(x). `dropout` is the rate at
+    which entries of x are left out of the correction, and `gain` (H,) scales the rows (DoRA). Gradients reach x, bias,
+    a, b and gain; the weight has none, and one that asks for it takes `plain`.
+    """
+    if runs_plain(weight):
+        return plain(x, weight, bias, a, b, scale, dropout=dropout, gain=gain, groups=groups)
+    dtype = product_dtype(x)
+    x, a, b = x.to(dtype), a.to(dtype), b.to(dtype)
+    bias = None if bias is None else bias.to(dtype)
+    growth = None if gain is None else (gain - 1).to(dtype)  # the gain is close to 1, where bf16 is coarse
+    keep = max(1, round((1 - dropout) * STEPS)) / STEPS
+    seed = int(torch.empty((), dtype=torch.int64).random_()) if keep < 1 else 0
+    y: Tensor = _LowRankLinear.apply(x, weight, bias, a, b, growth, scale, groups, keep, seed)  # type: ignore[no-untyped-call]
+    return y
+
+
+def runs_plain(weight: Tensor) -> str:
+    """Why the formula is left to autograd, or "" where it isn't."""
+    if torch.compiler.is_compiling():
+        return "the compiler fuses the plain formula by itself"
+    if weight.requires_grad:
+        return "the base weight is being trained too"
+    return ""
+
+
+def plain(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    a: Tensor,
+    b: Tensor,
+    scale: float,
+    *,
+    dropout: float = 0.0,
+    gain: Tensor | None = None,
+    groups: int = 1,
+) -> Tensor:
+    """The same as `low_rank_linear`, as the formula reads; its dropout draws differently."""
+    dtype = product_dtype(x)
+    z = F.linear(F.dropout(x, dropout), a.to(dtype))
+    parts = zip(z.chunk(groups, -1), b.to(dtype).chunk(groups), strict=True)
+    correction = torch.cat([F.linear(z_part, b_part) for z_part, b_part in parts], -1)
+    if gain is None:
+        return F.linear(x, weight, bias) + scale * correction
+    y = F.linear(x, weight) + scale * correction
+    y = y + y * (gain - 1).to(dtype)
+    return y if bias is None else y + bias.to(dtype)
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """The type products of x are taken in: autocast's where it is on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def keep_mask(x: Tensor, keep: float, seed: int) -> Tensor:
+    """1 with probability `keep` and else 0, in x's shape and type; the same seed gives the same mask again.
+
+    Sixteen random bits an entry, compared with a threshold: on a CPU a fifth of the time of torch's own dropout, and
+    the same on any number of threads.
+    """
+    generator = torch.Generator(x.device).manual_seed(seed)
+    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device)
+    bits = words.random_(-(2**63), None, generator=generator).view(torch.int16)[: x.numel()].view(x.shape)
+    return torch.lt(bits, round(keep * STEPS) - STEPS // 2, out=torch.empty_like(x))
+
+
+class _LowRankLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        growth: Tensor | None,
+        scale: float,
+        groups: int,
+        keep: float,
+        seed: int,
+    ) -> Tensor:
+        x_ND = x.reshape(-1, x.shape[-1])
+        seen_ND = x_ND if keep == 1 else keep_mask(x_ND, keep, seed).mul_(x_ND)
+        z_NR = linear(seen_ND, a).mul_(scale / keep)
+        del seen_ND
+        if torch.is_autocast_enabled(x.device.type):  # its casts of frozen weights are not kept: cast again in backward
+            weight_HD = weight.to(x.dtype)
+        else:
+            weight_HD = weight
+        y_NH = linear(x_ND, weight_HD, bias if growth is None else None)
+        for y, z, b_HR in zip(y_NH.chunk(groups, 1), z_NR.chunk(groups, 1), b.chunk(groups), strict=True):
+            y.addmm_(z, b_HR.t())
+        unscaled_NH = None
+        if growth is not None:
+            unscaled_NH = y_NH
+            y_NH = torch.addcmul(y_NH, y_NH, growth)
+            if bias is not None:
+                y_NH.add_(bias)
+        ctx.save_for_backward(x, weight, a, b, z_NR, growth, unscaled_NH)
+        ctx.constants = scale, groups, keep, seed
+        return y_NH.view(*x.shape[:-1], y_NH.shape[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, a, b, z_NR, growth, unscaled_NH = ctx.saved_tensors
+        scale, groups, keep, seed = ctx.constants
+        needs_x, _, needs_bias, needs_a, needs_b, needs_growth, *_ = ctx.needs_input_grad
+        dx = da = db = dbias = dgrowth = None
+        dy_NH, x_ND = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+        if needs_bias:
+            dbias = dy_NH.sum(0)
+        if needs_growth:
+            dgrowth = (dy_NH * unscaled_NH).sum(0)
+        if growth is not None:
+            dy_NH = torch.addcmul(dy_NH, dy_NH, growth)
+        dy_parts, b_parts = dy_NH.chunk(groups, 1), b.chunk(groups)
+        if needs_b:
+            z_parts = z_NR.chunk(groups, 1)
+            db = _stack([linear(z.t(), dy.t()).t() for dy, z in zip(dy_parts, z_parts, strict=True)], 0)
+        if needs_a or needs_x:
+            dz_NR = _stack([linear(dy, b_HR.t()) for dy, b_HR in zip(dy_parts, b_parts, strict=True)], 1)
+            dz_NR.mul_(scale / keep)
+            mask_ND = keep_mask(x_ND, keep, seed) if keep < 1 else None
+            if needs_a:
+                da = linear(dz_NR.t(), (x_ND if mask_ND is None else mask_ND * x_ND).t())
+            if needs_x:  # what dropout hid from the correction gets no gradient through it
+                dx = linear(dy_NH, weight.to(x.dtype).t())
+                if mask_ND is None:
+                    dx.addmm_(dz_NR, a)
+                else:
+                    dx.addcmul_(linear(dz_NR, a.t()), mask_ND)
+                dx = dx.view(x.shape)
+        return dx, None, dbias, da, db, dgrowth, None, None, None, None
+
+
+def _stack(parts: list[Tensor], dim: int) -> Tensor:
+    """The parts side by side; a single one as it is."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
