@@ -81,7 +81,7 @@ def cross_entropy(
         label_smoothing=label_smoothing,
         ignore_index=NO_LABEL,
     )
-    return losses.view(logits.shape[:-1])
+    return losses if logits.ndim == 2 else losses.view(logits.shape[:-1])
 
 
 def binary_cross_entropy(

@@ -131,11 +131,6 @@ class MuonAdamW:
         outer = {"params": [p for p, _ in self.matrices], "lr": lr, "initial_lr": lr, "weight_decay": weight_decay}
         self.param_groups: list[dict[str, Any]] = [outer, *self.adamw.param_groups]
 
-    @property
-    def parts(self) -> tuple[torch.optim.Optimizer, ...]:
-        """The torch optimizers inside."""
-        return self.muon, self.adamw
-
     def step(self) -> None:
         """One update by both, with the rates and decays that `param_groups` has now."""
         self._hand_down()
@@ -145,8 +140,9 @@ class MuonAdamW:
             for matrix, gradient in zip(parameter.detach().chunk(count), gradients, strict=True):
                 view = next(views)
                 view.data, view.grad = matrix, gradient
-        for part in self.parts:
-            part.step()
+        optimizers: tuple[torch.optim.Optimizer, ...] = (self.muon, self.adamw)
+        for optimizer in optimizers:
+            optimizer.step()
         for view in self.views:
             view.grad = None  # or it would keep the whole gradient alive
 
@@ -160,16 +156,26 @@ class MuonAdamW:
                     parameter.grad.zero_()
 
     def state_dict(self) -> dict[str, Any]:
-        """Those of both parts, by name."""
+        """Of the form that torch's optimizers have: Muon's entries first, then AdamW's."""
         self._hand_down()
-        return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
+        muon, adamw, shift = self.muon.state_dict(), self.adamw.state_dict(), len(self.views)
+        groups = [group | {"params": [i + shift for i in group["params"]]} for group in adamw["param_groups"]]
+        return {
+            "state": muon["state"] | {i + shift: values for i, values in adamw["state"].items()},
+            "param_groups": muon["param_groups"] + groups,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` gave."""
-        self.muon.load_state_dict(state_dict["muon"])
-        self.adamw.load_state_dict(state_dict["adamw"])
-        inner, outer = self.muon.param_groups[0], self.param_groups[0]
-        self.param_groups = [outer | {k: inner[k] for k in outer if k != "params"}, *self.adamw.param_groups]
+        state, (first, *others), shift = state_dict["state"], state_dict["param_groups"], len(self.views)
+        groups = [group | {"params": [i - shift for i in group["params"]]} for group in others]
+        self.muon.load_state_dict({"state": {i: v for i, v in state.items() if i < shift}, "param_groups": [first]})
+        self.adamw.load_state_dict(
+            {"state": {i - shift: v for i, v in state.items() if i >= shift}, "param_groups": groups}
+        )
+        outer = self.param_groups[0]
+        outer = {key: value if key == "params" else first[key] for key, value in outer.items()}
+        self.param_groups = [outer, *self.adamw.param_groups]
 
     def _hand_down(self) -> None:
         outer = self.param_groups[0]
