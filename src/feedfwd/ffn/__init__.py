@@ -4,6 +4,7 @@ from feedfwd.ffn.activations import ACTIVATIONS, GATED, activation
 from feedfwd.ffn.dense import DenseFFN
 from feedfwd.ffn.gated import GatedFFN, GatedLinear
 from feedfwd.ffn.init import initialize
+from feedfwd.ffn.kernels import explain, plain
 from feedfwd.ffn.spec import FFNSpec, build_ffn
 
 __all__ = [
@@ -15,5 +16,7 @@ __all__ = [
     "GatedLinear",
     "activation",
     "build_ffn",
+    "explain",
     "initialize",
+    "plain",
 ]

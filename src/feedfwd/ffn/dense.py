@@ -2,7 +2,7 @@
 
 from torch import Generator, Tensor, nn
 
-from feedfwd.ffn import activations, parts
+from feedfwd.ffn import activations, kernels, parts
 from feedfwd.ffn.init import inner
 from feedfwd.ffn.parts import Linear, normalization, size
 
@@ -12,7 +12,8 @@ class DenseFFN(nn.Module):
 
     x is (..., width) with any leading dimensions. `norm` ("layer", "rms") normalises the input, `dropout` acts on the
     hidden activations. `init` is a scheme of `ffn.init` for both matrices; "zero" and "depth_scaled" concern `down`
-    alone, where `depth` counts the branches of the residual stream. `layer.up.init` tells what "auto" took.
+    alone, where `depth` counts the branches of the residual stream. `layer.up.init` tells what "auto" took. With
+    `recompute` the backward keeps x alone and takes the first product again; `ffn.explain` tells what is kept.
 
     >>> import torch
     >>> layer = DenseFFN(8, 32, activation="gelu")
@@ -31,6 +32,7 @@ class DenseFFN(nn.Module):
         norm: str | None = None,
         *,
         depth: int = 1,
+        recompute: bool = False,
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
@@ -40,6 +42,10 @@ class DenseFFN(nn.Module):
         self.up = Linear(width, hidden, bias, init=inner(init), activation=activation, generator=generator)
         self.dropout = parts.dropout(dropout)
         self.down = Linear(hidden, width, bias, init=init, depth=depth, generator=generator)
+        self.recompute = recompute
 
     def forward(self, x: Tensor) -> Tensor:  # (..., D) -> (..., D)
-        return self.down(self.dropout(self.activation(self.up(self.norm(x)))))
+        x = self.norm(x)
+        if kernels.serves(self, x):
+            return kernels.feed_forward(self, x)  # the same, with less kept for the backward
+        return self.down(self.dropout(self.activation(self.up(x))))

@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Generator, Tensor, empty, nn
 
-from feedfwd.ffn import activations, parts
+from feedfwd.ffn import activations, kernels, parts
 from feedfwd.ffn.init import initialize, inner
 from feedfwd.ffn.parts import Linear, normalization, size
 
@@ -55,8 +55,8 @@ class GatedFFN(GatedLinear):
     """down(σ(gate) ⊙ up), gate and up from one packed product; Shazeer 2020, arXiv 2002.05202.
 
     x is (..., width) with any leading dimensions. `activation` is the gate's σ or the kind's name: glu, reglu, geglu,
-    swiglu, bilinear. `norm` ("layer", "rms") normalises the input, `dropout` acts on the hidden activations. `init`
-    and `depth` as in DenseFFN.
+    swiglu, bilinear. `norm` ("layer", "rms") normalises the input, `dropout` acts on the hidden activations. `init`,
+    `depth` and `recompute` as in DenseFFN.
 
     >>> import torch
     >>> layer = GatedFFN(8, 32, activation="swiglu")
@@ -75,13 +75,18 @@ class GatedFFN(GatedLinear):
         norm: str | None = None,
         *,
         depth: int = 1,
+        recompute: bool = False,
         generator: Generator | None = None,
     ) -> None:
         super().__init__(width, hidden, activation, bias, init=inner(init), generator=generator)
         self.norm = normalization(norm, width)
         self.dropout = parts.dropout(dropout)
         self.down = Linear(hidden, width, bias, init=init, depth=depth, generator=generator)
+        self.recompute = recompute
 
     def forward(self, x: Tensor) -> Tensor:  # (..., D) -> (..., D)
-        gate, up = F.linear(self.norm(x), self.gate_up, self.gate_up_bias).chunk(2, dim=-1)
+        x = self.norm(x)
+        if kernels.serves(self, x):
+            return kernels.feed_forward(self, x)  # the same, with less kept for the backward
+        gate, up = F.linear(x, self.gate_up, self.gate_up_bias).chunk(2, dim=-1)
         return self.down(self.dropout(self.activation(gate) * up))

@@ -1,0 +1,73 @@
+"""Memory whose pages stay warm: what one step frees, the next one takes.
+
+On Linux malloc gives large blocks straight back to the kernel. Touching them again costs a page fault for every 4 KiB,
+up to a microsecond each, which for a layer 512 wide comes to a fifth of the time of its products. A tensor made here
+rests on a block of memory that returns to a shelf when the tensor dies, whoever held it last. A GPU needs none of this:
+torch keeps its memory warm there by itself.
+"""
+
+import math
+import threading
+import time
+import weakref
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+LEAST = 1 << 20  # bytes; malloc itself keeps smaller blocks warm
+KEEP = 60.0  # seconds that a block may lie unused, so that a change of sizes doesn't hold the old ones for ever
+
+_idle: list[tuple[float, Tensor]] = []  # (when it came back, the block), the oldest first
+_lock = threading.RLock()  # reentrant: the garbage collector may bring a block back while this very thread takes one
+
+
+def empty(shape: Sequence[int], like: Tensor) -> Tensor:
+    """An uninitialised tensor of this shape, with the dtype and device of `like`.
+
+    >>> first = empty((1024, 1024), like=torch.zeros(1))
+    >>> address = first.data_ptr()
+    >>> del first
+    >>> empty((1024, 1000), like=torch.zeros(1)).data_ptr() == address
+    True
+    """
+    size = math.prod(shape) * like.element_size()
+    if like.device.type != "cpu" or size < LEAST:
+        return torch.empty(shape, dtype=like.dtype, device=like.device)
+    block = _take(size)
+    lease = block.numpy()[:size]  # its own object: dies with the last tensor that rests on it
+    weakref.finalize(lease, _put, block).atexit = False
+    flat = torch.frombuffer(lease, dtype=like.dtype)
+    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    # Not flat.view(shape): autograd forbids to write in place into a result that is a view.
+    return torch.empty(0, dtype=like.dtype).set_(flat.untyped_storage(), 0, tuple(shape), strides)
+
+
+def release() -> int:
+    """Give the idle blocks back to the system; returns their bytes.
+
+    >>> _ = release()
+    >>> release()
+    0
+    """
+    with _lock:
+        size = sum(block.numel() for _, block in _idle)
+        _idle.clear()
+    return size
+
+
+def _take(size: int) -> Tensor:
+    """The smallest idle block that fits without wasting more than a quarter, else a new one."""
+    now = time.monotonic()
+    with _lock:
+        fits = [i for i, (_, block) in enumerate(_idle) if size <= block.numel() <= size + size // 4]
+        if fits:
+            return _idle.pop(min(fits, key=lambda i: _idle[i][1].numel()))[1]
+        while _idle and now - _idle[0][0] > KEEP:
+            del _idle[0]
+    return torch.empty(size, dtype=torch.uint8)
+
+
+def _put(block: Tensor) -> None:
+    with _lock:
+        _idle.append((time.monotonic(), block))

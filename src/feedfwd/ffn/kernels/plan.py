@@ -1,0 +1,156 @@
+"""Which path a feed-forward layer takes for an input, and why: the layers obey this decision, `explain` tells it."""
+
+import contextlib
+import functools
+import logging
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from feedfwd.ffn.activations import ReLU2
+from feedfwd.ffn.kernels.formulas import SIGMA
+from feedfwd.ffn.kernels.function import Form, choose
+from feedfwd.ffn.parts import Linear
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+_NAMES: dict[type[nn.Module], str] = {
+    nn.Identity: "identity",
+    nn.Sigmoid: "sigmoid",
+    nn.Tanh: "tanh",
+    nn.ReLU: "relu",
+    nn.SELU: "selu",
+    nn.SiLU: "silu",
+    nn.Mish: "mish",
+    nn.Hardswish: "hard_swish",
+    ReLU2: "relu2",
+}
+_enabled = True
+
+
+@contextlib.contextmanager
+def plain() -> Iterator[None]:
+    """Every feed-forward layer takes its plain formula here: for a second derivative, or to compare.
+
+    >>> import torch
+    >>> from feedfwd.ffn import GatedFFN, explain, plain
+    >>> with plain():
+    ...     print(explain(GatedFFN(8, 16), torch.zeros(1, 8)))
+    plain formula: under feedfwd.ffn.plain()
+    """
+    global _enabled
+    before, _enabled = _enabled, False
+    try:
+        yield
+    finally:
+        _enabled = before
+
+
+def sigma_of(activation: Any) -> str | None:
+    """The name of an activation module that the kernels know with these settings, or None.
+
+    >>> sigma_of(nn.GELU(approximate="tanh")), sigma_of(nn.LeakyReLU(0.2))
+    ('gelu_tanh', None)
+    """
+    kind = type(activation)
+    if kind is nn.GELU:
+        return "gelu" if activation.approximate == "none" else "gelu_tanh"
+    if kind is nn.LeakyReLU:
+        return "leaky_relu" if activation.negative_slope == 0.01 else None
+    if kind is nn.ELU:
+        return "elu" if activation.alpha == 1.0 else None
+    if kind is nn.Softplus:
+        return "softplus" if (activation.beta, activation.threshold) == (1.0, 20.0) else None
+    return _NAMES.get(kind)
+
+
+def why_plain(layer: Any, x: Tensor) -> str:
+    """Why a DenseFFN or GatedFFN takes its plain formula for x, or "" where the kernels serve."""
+    gated = hasattr(layer, "gate_up")
+    linears = (layer.down,) if gated else (layer.up, layer.down)
+    inner = (*linears, layer.activation, layer.dropout)
+    first = layer.gate_up if gated else layer.up.weight
+    if not _enabled:
+        return "under feedfwd.ffn.plain()"
+    if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
+        return "the layer is being exported"
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return "torch.func transforms need each operation's own derivative"
+    if sigma_of(layer.activation) is None:
+        return f"no kernel is written for {layer.activation}"
+    if type(layer.dropout) is not nn.Dropout:
+        return f"no kernel is written for {type(layer.dropout).__name__} as dropout"
+    if any(type(linear) not in (Linear, nn.Linear) for linear in linears):
+        return f"{', '.join(type(linear).__name__ for linear in linears)} in place of a plain linear map"
+    if any(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks for module in inner):
+        return "a hook sits on a part of the layer, and must see what it computes"
+    tensors = (x, first, layer.down.weight)
+    for tensor in tensors:
+        if type(tensor) not in (Tensor, nn.Parameter):
+            return f"a {type(tensor).__name__} has its own operations"
+    if not torch.is_autocast_enabled(x.device.type) and any(tensor.dtype != x.dtype for tensor in tensors):
+        return f"x is {_short(x.dtype)} and the weights are {_short(first.dtype)}"
+    if x.dtype not in DTYPES:
+        return f"no kernel is written for {_short(x.dtype)}"
+    return ""
+
+
+def serves(layer: Any, x: Tensor) -> bool:
+    """Whether the kernels serve; where they don't, the log says why, once for each reason."""
+    reason = why_plain(layer, x)
+    if reason and not torch.compiler.is_compiling():
+        _tell(type(layer).__name__, reason)
+    return not reason
+
+
+@functools.cache
+def _tell(kind: str, reason: str) -> None:
+    logging.getLogger("feedfwd.ffn").info("%s takes its plain formula: %s", kind, reason)
+
+
+class Path(NamedTuple):
+    """What runs for a layer and an input: the kernels or the plain formula, by whose pointwise passes, and why."""
+
+    fast: bool
+    passes: str
+    reason: str
+    kept: str  # for the backward
+
+    def __str__(self) -> str:
+        if not self.fast:
+            return f"plain formula: {self.reason}"
+        why = f" ({self.reason})" if self.reason else ""
+        return f"kernels, pointwise passes by {self.passes}{why}; kept for the backward: {self.kept}"
+
+
+def explain(layer: Any, x: Tensor) -> Path:
+    """Which path `layer` takes for `x` in its present mode (training, autocast, device, dtype), and why.
+
+    >>> from feedfwd.ffn import DenseFFN
+    >>> print(explain(DenseFFN(8, 32), torch.zeros(4, 8, dtype=torch.float64)))
+    kernels, pointwise passes by torch's operations (float64 is not written in C); kept for the backward: x and a
+    """
+    if not (hasattr(layer, "down") and (hasattr(layer, "gate_up") or hasattr(layer, "up"))):
+        return Path(False, "", f"{type(layer).__name__} is not one of feedfwd's feed-forward layers", "")
+    reason = why_plain(layer, x)
+    if reason:
+        return Path(False, "", reason, "what autograd keeps")
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    form = form_of(layer)
+    passes, reason = choose(form.sigma, dtype, x.device)
+    kept = "x" if form.recompute else "x and a" if form.from_output else "x, gate and up" if form.gated else "x and z"
+    return Path(True, passes.name, reason, kept)
+
+
+def form_of(layer: Any) -> Form:
+    """What a layer computes at this moment."""
+    sigma = sigma_of(layer.activation)
+    assert sigma in SIGMA
+    p = layer.dropout.p if layer.dropout.training else 0.0
+    return Form(hasattr(layer, "gate_up"), sigma, p, layer.recompute)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
