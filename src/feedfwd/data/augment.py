@@ -123,10 +123,14 @@ class Deform:
         channels_first = images.unsqueeze(1) if images.dim() == 3 else images.movedim(-1, 1)
         self._basis = self._basis.to(x.device)
         moved = F.grid_sample(
-            channels_first.float(), self.grid(len(x), generator), padding_mode="border", align_corners=False
+            channels_first.float().contiguous(),
+            self.grid(len(x), generator),
+            padding_mode="border",
+            align_corners=False,
         )
         images = moved.squeeze(1) if images.dim() == 3 else moved.movedim(1, -1)
-        return Batch(images.to(x.dtype).reshape(x.shape), batch.targets, batch.weights)
+        dtype = x.dtype if x.is_floating_point() else images.dtype
+        return Batch(images.to(dtype).reshape(x.shape), batch.targets, batch.weights)
 
     def grid(self, n: int, generator: torch.Generator) -> Tensor:
         """Where each pixel of n results looks: (n, H, W, 2), x before y, where the image spans [-1, 1]²."""
