@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +35,6 @@ class AdaptedDense(DenseFFN):
 class AdaptedGatedLinear(GatedLinear):
     """A GatedLinear whose `gate_up` has become a LoRALinear."""
 
-    packed: ClassVar[dict[str, int]] = {}
-
     def forward(self, x: Tensor) -> Tensor:  # (..., inputs) -> (..., outputs)
         return _gated(self, x)
 
@@ -46,8 +44,6 @@ class AdaptedGatedLinear(GatedLinear):
 
 class AdaptedGated(GatedFFN):
     """A GatedFFN of which `gate_up`, `down` or both are adapted."""
-
-    packed: ClassVar[dict[str, int]] = {}
 
     def forward(self, x: Tensor) -> Tensor:  # (..., D) -> (..., D)
         return self.down(self.dropout(_gated(self, self.norm(x))))
@@ -115,7 +111,7 @@ def adapt(
     adapter = Adapter(rank, alpha, dropout, method, bias)
     if isinstance(targets, str):
         targets = [targets]
-    known = _linear_maps(model)
+    known = linear_maps(model)
     matched = {target: tuple(path for path in known if matches(path, target)) for target in targets}
     for target, paths in matched.items():
         if not paths:
@@ -187,7 +183,7 @@ def unwrap(model: nn.Module) -> nn.Module:
         if not isinstance(layer, LoRALinear):
             continue
         parent, leaf = _place(model, path)
-        if leaf in getattr(PLAIN.get(type(parent)), "packed", ()):
+        if leaf == "gate_up" and type(parent) in PLAIN:
             parent.gate_up, parent.gate_up_bias = layer.base.weight, layer.base.bias
         else:
             setattr(parent, leaf, layer.base)
@@ -223,11 +219,11 @@ def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor], name: str 
             tensor.copy_(state[key])
 
 
-def _linear_maps(model: nn.Module) -> list[str]:
+def linear_maps(model: nn.Module) -> list[str]:
     """The paths of all that can be adapted: linear layers, adapted ones, packed weights."""
     paths: list[str] = []
     for path, module in model.named_modules():
-        if isinstance(module, GatedLinear) and isinstance(module.gate_up, nn.Parameter) and type(module) in ADAPTED:
+        if type(module) in (*ADAPTED, *PLAIN) and isinstance(getattr(module, "gate_up", None), nn.Parameter):
             paths.append(f"{path}.gate_up".lstrip("."))
         elif isinstance(module, LoRALinear) or (path and isinstance(module, nn.Linear) and not _read(module)):
             paths.append(path)
@@ -269,7 +265,7 @@ def _wrap(model: nn.Module, path: str) -> LoRALinear:
     for module in model.modules():
         if type(module) in ADAPTED and any(isinstance(child, LoRALinear) for child in module.children()):
             module.__class__ = ADAPTED[type(module)]
-    return layer
+    return layer.train(parent.training)
 
 
 def _place(model: nn.Module, path: str) -> tuple[Any, str]:

@@ -43,8 +43,6 @@ class Adapter:
             raise ConfigError(f"rank={self.rank} is not a whole number of at least 1", hint="try 8 or 16")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout={self.dropout} is not a probability below 1", hint="try 0.05")
-        if self.bias and self.method == "dora":
-            raise ConfigError("a dora adapter has no bias of its own", hint="take method='lora' or bias=False")
 
     @property
     def scale(self) -> float:
