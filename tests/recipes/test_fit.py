@@ -11,7 +11,7 @@ import feedfwd as ff
 from feedfwd.checkpoint import Run
 from feedfwd.config import FitConfig, parse
 from feedfwd.errors import FeedfwdError
-from feedfwd.recipes.fit import fit_config
+from feedfwd.recipes.fit import dry_run, fit_config
 from feedfwd.recipes.prepare import prepare
 
 SHORT = {"train.epochs": 8, "optimizer.lr": 0.003, "train.batch_size": 64, "model.hidden": [32]}
@@ -42,7 +42,7 @@ def test_a_run_holds_everything_and_repeats(tmp_path: Path) -> None:
     assert result["task"] == "multiclass" and result["parameters"] == 64 * 32 + 32 + 32 * 10 + 10
     assert 0 < result["seconds"]["train"] < result["seconds"]["total"]
     events = [json.loads(line) for line in (tmp_path / "a/log.jsonl").read_text().splitlines()]
-    assert [e["event"] for e in events][0] == "start" and events[-1]["event"] == "end"
+    assert events[0]["event"] == "start" and events[-1]["event"] == "end"
     assert {"step", "validation"} <= {e["event"] for e in events}
 
     fit_config(short("digits"), tmp_path / "b")
@@ -160,3 +160,21 @@ def test_python_and_command_share_errors(tmp_path: Path) -> None:
     with pytest.raises(FeedfwdError, match="digits"):
         ff.fit("digit", run=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Listener:
+        text = ""
+
+        def say(self, text: str) -> None:
+            self.text += text + "\n"
+
+        def progress(self, step: int, total: int, text: str) -> None:
+            raise AssertionError("a dry run makes no progress")
+
+    monkeypatch.chdir(tmp_path)
+    listener = Listener()
+    prepared = dry_run(short("digits"), listener)
+    for word in ("digits", "2,410 parameters", "MB of memory", "of training", "batch_size = 64", "FLOPs"):
+        assert word in listener.text
+    assert prepared.steps == 8 * 21 and not list(tmp_path.iterdir())

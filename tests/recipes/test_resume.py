@@ -112,7 +112,7 @@ def test_a_full_disk_leaves_the_last_good_state(tmp_path: Path, monkeypatch: pyt
     real, calls = recipe.Run.save_state, []
 
     def limited(self: Run, *args: object) -> None:
-        """From the third save on, no file may grow beyond a few bytes: the writes themselves fail, as on a full disk."""
+        """From the third save on no file may grow beyond a few bytes: writing itself fails, as on a full disk."""
         import resource
 
         calls.append(args[0])

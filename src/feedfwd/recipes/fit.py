@@ -17,10 +17,10 @@ from feedfwd.evaluate.evaluate import details
 from feedfwd.recipes import environment
 from feedfwd.recipes.console import Listener, Silent
 from feedfwd.recipes.interrupt import Interrupted, graceful
-from feedfwd.recipes.plan import plan
+from feedfwd.recipes.plan import memory, plan, tried
 from feedfwd.recipes.predictor import Predictor
 from feedfwd.recipes.prepare import Part, Prepared, optimizer_for, prepare
-from feedfwd.recipes.say import command, overview, parts_of, summary
+from feedfwd.recipes.say import command, cost, overview, parts_of, summary
 from feedfwd.report import write_report
 from feedfwd.train.averaging import EMA
 from feedfwd.train.early_stopping import EarlyStopping
@@ -48,6 +48,17 @@ def fit_config(
         run.write_settings("fit", prepared.frozen().model_dump(exclude_none=True))
         write_text(run.preprocess_file, prepared.predictor.preprocess.to_json())
         return Fitting(prepared, run, listener, started).train()
+
+
+def dry_run(config: FitConfig, listener: Listener) -> Prepared:
+    """Everything up to the first update, and what training would cost; nothing is written."""
+    with torch.random.fork_rng():
+        prepared = prepare(config)
+        per_step, per_evaluation = tried(prepared)
+    for line in [*overview(prepared), *cost(prepared, per_step, per_evaluation, memory(prepared))]:
+        listener.say(line)
+    listener.say("\n" + prepared.frozen().to_toml().rstrip())
+    return prepared
 
 
 def resume(path: Path, listener: Listener | None = None, *, started: float | None = None) -> Predictor:
@@ -235,7 +246,7 @@ class Fitting:
             answers,
             test.targets if predictor.classes is None else test.recode(predictor.classes).targets,
             classes=predictor.classes,
-            images=test.inputs if test.is_image else None,
+            images=_pictures(test.inputs) if test.is_image else None,
             indices=None if test.rows is None else test.rows.numpy(),
             names=test.target_names if predictor.classes is None else None,
         )
@@ -268,3 +279,8 @@ class Fitting:
             self.listener.say(line)
         self.listener.say(f"report: {report}")
         return Predictor(p.model, predictor.preprocess, self.run.path)
+
+
+def _pictures(images: Tensor) -> Tensor:
+    """Images as a report can show them: a few grey levels (digits has 17) would all be dark; floats are stretched."""
+    return images if images.dtype == torch.uint8 and int(images.max()) > 64 else images.float()

@@ -17,6 +17,7 @@ from feedfwd.train.range_test import suggest_lr
 
 WARMUP, TIMED = 5, 40  # updates tried to learn what one takes
 EVALUATIONS = 40
+LONGEST = 5.0  # seconds a trial may take
 
 
 def plan(prepared: Prepared, run: Run, listener: Listener) -> Prepared:
@@ -43,10 +44,15 @@ def plan(prepared: Prepared, run: Run, listener: Listener) -> Prepared:
 
 def steps_within(prepared: Prepared, seconds: float) -> int:
     """How many updates, with their evaluations, fit into `seconds`."""
+    per_step, evaluation = tried(prepared)
+    return plan_steps(seconds, per_step=per_step, per_evaluation=evaluation, evaluations=EVALUATIONS)
+
+
+def tried(prepared: Prepared) -> tuple[float, float]:
+    """Seconds that an update and an evaluation take here, from doing some on a copy of the network."""
     c = prepared.config
     trial = replace(prepared, predictor=copy.deepcopy(prepared.predictor))
-    assert c.optimizer.lr is not None
-    optimizer = optimizer_for(trial.model, c, c.optimizer.lr)
+    optimizer = optimizer_for(trial.model, c, c.optimizer.lr or 1e-4)
     times, last = [], time.perf_counter()
     for _ in train(
         trial.model,
@@ -61,8 +67,23 @@ def steps_within(prepared: Prepared, seconds: float) -> int:
         now = time.perf_counter()
         times.append(now - last)
         last = now
+        if len(times) > WARMUP and sum(times) > LONGEST:
+            break
     evaluation = 0.0
     if trial.validation is not None:
         trial.predictor.answers(trial.validation.inputs)
         evaluation = time.perf_counter() - last
-    return plan_steps(seconds, per_step=typical(times, WARMUP), per_evaluation=evaluation, evaluations=EVALUATIONS)
+    return typical(times, WARMUP), evaluation
+
+
+def memory(prepared: Prepared) -> int:
+    """Bytes that training holds at once, about: data, weights with gradients and two moments, activations.
+
+    A layer keeps its input, what came before and after its activation, and their gradients pass through the same size.
+    """
+    p, c = prepared, prepared.config
+    data = sum(part.inputs.nbytes + part.targets.nbytes for part in (p.train, p.validation, p.test) if part is not None)
+    copies = 4 + bool(c.train.ema)
+    weights = copies * 4 * p.model.parameter_count
+    widths = sum(p.model.sizes) * (2 if p.precision.name == "bf16" else 4)
+    return data + weights + 4 * c.train.batch_size * widths

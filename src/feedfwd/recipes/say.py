@@ -29,6 +29,18 @@ def overview(p: Prepared) -> list[str]:
     ]
 
 
+def cost(p: Prepared, per_step: float, per_evaluation: float, memory: int) -> list[str]:
+    """What training would take, from a short trial; `memory` in bytes, beside torch itself."""
+    flops = 3 * p.model.flops * p.examples_per_update * p.steps  # backward takes twice the forward's products
+    evaluations = min(p.steps, 40) if p.validation is not None else 0
+    minutes = p.config.minutes
+    seconds = 60 * minutes if minutes is not None else per_step * p.steps + per_evaluation * evaluations
+    return [
+        f"about {duration(seconds)} of training ({1000 * per_step:.2g} ms an update), {count(flops)} FLOPs in all, "
+        f"{memory / 1e6:,.0f} MB of memory beside torch itself"
+    ]
+
+
 def parts_of(p: Prepared) -> dict[str, Part]:
     parts = {"train": p.train, "validation": p.validation, "test": p.test}
     return {name: part for name, part in parts.items() if part is not None}
