@@ -6,7 +6,6 @@ Each was chosen on held-back training data, never on a test part; LOG.md says wh
 from dataclasses import dataclass
 from typing import Any
 
-
 FEW = 20_000  # examples below which a data set is small
 
 
