@@ -144,7 +144,7 @@ def describe(spec: FFNSpec, width: int, hidden: int) -> str:
     other_spec, multiple = spec.model_copy(update={"kind": other, "activation": sigma}), 64 if hidden >= 512 else 8
     equal = equal_hidden(other_spec, spec, width, hidden, multiple=multiple)
     off = parameters(other_spec, width, equal) / parameters(spec, width, hidden) - 1
-    difference = "no difference" if abs(off) < 5e-4 else f"{abs(off):.1%} {'more' if off > 0 else 'fewer'}"
+    difference = "the same to 0.1%" if abs(off) < 5e-4 else f"{abs(off):.1%} {'more' if off > 0 else 'fewer'}"
     intensities = [(intensity(spec, width, hidden, n), n) for n in (1, 64, 4096)]
     training, recompute = flops(spec, width, hidden), flops(spec, width, hidden, "recompute")
     rows = [
