@@ -178,6 +178,7 @@ def runs(
 
 def main() -> None:
     """Run the command; a FeedfwdError becomes one line on stderr and exit status 2."""
+    sys.path.append(str(Path.cwd()))  # a layer of the user's own lies where they work; last, so that it shadows nothing
     try:
         app()
     except FeedfwdError as error:

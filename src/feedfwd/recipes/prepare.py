@@ -50,9 +50,15 @@ class Prepared:
         return self.predictor.model
 
     def batches(self) -> TensorBatches:
-        c = self.config
+        c, n = self.config, len(self.train.inputs)
+        lone = c.model.norm == "batch" and n % c.train.batch_size == 1  # one example has no variance to normalise by
         return TensorBatches(
-            self.train.inputs, self.train.targets, c.train.batch_size, seed=c.seed, transform=_transform(self)
+            self.train.inputs,
+            self.train.targets,
+            c.train.batch_size,
+            seed=c.seed,
+            transform=_transform(self),
+            drop_last=lone,
         )
 
     @property

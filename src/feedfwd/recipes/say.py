@@ -15,7 +15,7 @@ def overview(p: Prepared) -> list[str]:
     c, model = p.config, p.model
     parts = [f"{len(part.data):,} {name}" for name, part in parts_of(p).items()]
     sizes = "-".join(map(str, model.sizes))
-    inits = ", ".join(dict.fromkeys(row.init for row in model.layers()))
+    inits = ", ".join(dict.fromkeys(row.init for row in model.layers() if row.init))
     chosen = f" ({c.ffn.init})" if c.ffn.init == "auto" else ""
     rate = f"rate {c.optimizer.lr:.3g}" if c.optimizer.lr is not None else "rate by a range test"
     return [
