@@ -1,0 +1,119 @@
+"""From what a user names to text files: a file, a folder, `stdlib`, or a data set of the Hugging Face hub."""
+
+import re
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+from feedfwd.data.cache import cache_folder, read_json, write_json
+from feedfwd.data.documents import FORMS, form_of
+from feedfwd.errors import DataError
+
+STDLIB = "stdlib"
+# Python's own tests are two thirds of its bytes, broken on purpose in places, and missing from many installations.
+NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+HUB_FORMS = tuple(form for form in FORMS if not form.startswith((".md", ".py")))  # a README is no data
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(/[\w.-]+)*")
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """The files of one source, in a fixed order, and what was decided in choosing them."""
+
+    name: str
+    files: tuple[Path, ...]
+    notes: tuple[str, ...] = ()
+
+
+def find(source: str) -> TextSource:
+    """The files that `source` names; a path that exists wins over a name.
+
+    A name is `stdlib`, the running Python's standard library without its tests; or `owner/name` or `owner/name/folder`
+    of the hub, of which the training files are taken where files are named so.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _folder(source, path)
+    if path.exists():
+        if form_of(path) is None:
+            raise DataError(
+                f"{path} is not of a form that text is read from",
+                hint=f"give {', '.join(FORMS)}; rename it to .txt if it is plain text",
+            )
+        return TextSource(path.name, (path,))
+    if source == STDLIB:
+        return _stdlib()
+    if HUB_NAME.fullmatch(source) and form_of(path) is None:
+        return _hub(source)
+    raise DataError(
+        f"there is no file or folder {source}",
+        hint=f"check the path; a source is a file or folder of {', '.join(FORMS)}; `{STDLIB}`; or the hub's owner/name",
+    )
+
+
+def _folder(source: str, folder: Path) -> TextSource:
+    files = sorted(
+        (p.relative_to(folder) for p in folder.rglob("*") if form_of(p) is not None and p.is_file()),
+        key=lambda p: p.parts,
+    )
+    files = [p for p in files if not any(part.startswith(".") for part in p.parts)]
+    if not files:
+        raise DataError(f"{source} holds no text files", hint=f"files of text end in {', '.join(FORMS)}")
+    return TextSource(folder.resolve().name, tuple(folder / p for p in files))
+
+
+def _stdlib() -> TextSource:
+    root = Path(sysconfig.get_path("stdlib"))
+    files = sorted((p.relative_to(root) for p in root.rglob("*.py")), key=lambda p: p.parts)
+    chosen = tuple(root / p for p in files if not NOT_LIBRARY.intersection(p.parts))
+    if not chosen:
+        raise DataError(f"this Python has no standard library sources in {root}", hint="give a text file or folder")
+    return TextSource(STDLIB, chosen, ("stdlib: the library's .py files without its tests",))
+
+
+def _hub(source: str) -> TextSource:
+    """The files of a hub data set in the hub's cache, fetched where they aren't there.
+
+    What files there are is asked anew each time, and remembered for when the hub can't be reached.
+    """
+    from huggingface_hub import HfApi, hf_hub_download
+
+    owner, name, *folder = source.split("/")
+    repo, prefix = f"{owner}/{name}", "".join(f"{part}/" for part in folder)
+    remembered = cache_folder() / "hub" / f"{owner}--{name}.json"
+    try:
+        info = HfApi().dataset_info(repo, timeout=10)
+        listing, revision = [file.rfilename for file in info.siblings or ()], info.sha
+        write_json(remembered, {"files": listing, "revision": revision})
+    except DataError:
+        raise
+    except Exception as error:  # the hub's client raises what its HTTP library does, and that library has changed
+        known = read_json(remembered)
+        if known is None:
+            raise _unreachable(source, error) from None
+        listing, revision = known["files"], known["revision"]
+    files = sorted(f for f in listing if f.startswith(prefix) and f.lower().endswith(HUB_FORMS))
+    if not files:
+        raise DataError(
+            f"the hub's {repo} has no text files" + (f" in {prefix}" if prefix else ""),
+            hint=f"it needs files of {', '.join(HUB_FORMS)}",
+        )
+    training = [file for file in files if "train" in file.removeprefix(prefix).lower()]
+    try:
+        paths = tuple(
+            Path(hf_hub_download(repo, file, repo_type="dataset", revision=revision)) for file in training or files
+        )
+    except Exception as error:
+        raise _unreachable(source, error) from None
+    note = f"{source}: {len(paths):,} files of the hub"
+    if left := len(files) - len(paths):
+        note += f", without {left:,} that are not for training"
+    return TextSource(source, paths, (note,))
+
+
+def _unreachable(source: str, error: Exception) -> DataError:
+    problem = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return DataError(
+        f"there is no file or folder {source}, and it can't be fetched from the Hugging Face hub ({problem})",
+        hint="check the name, or give a path of your own; no network is needed then",
+    )
