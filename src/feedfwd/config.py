@@ -75,6 +75,7 @@ class DataConfig(Settings):
     standardize: bool = Field(
         True, description="scale the inputs to mean 0 and variance 1, fitted on the training part"
     )
+    augment: Literal["auto", "none"] = Field("auto", description="none: an effort's preset deforms no images")
     mixup: NonNegative = Field(0.0, description="alpha of the Beta distribution (arXiv 1710.09412); 0: off")
     noise: NonNegative = Field(0.0, description="Gaussian noise on standardised inputs, standard deviation")
     deform: DeformConfig = DeformConfig()

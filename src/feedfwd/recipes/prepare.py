@@ -133,7 +133,11 @@ def parts(config: FitConfig, *, resolved: bool = False) -> Parts:
         )
     whole.check_trainable()
     if not resolved:
-        facts = Facts(examples=len(whole), image=min(whole.inputs.shape[1:3]) if whole.is_image else None)
+        facts = Facts(
+            examples=len(whole),
+            image=min(whole.inputs.shape[1:3]) if whole.is_image else None,
+            augment=config.data.augment == "auto",
+        )
         config = config.over(preset(config.effort, facts))
     if own_test is not None:
         rest, test = whole, own_test

@@ -7,7 +7,7 @@ from typing import Any
 
 from feedfwd.config import FitConfig, Settings
 from feedfwd.recipes.prepare import Part, Prepared
-from feedfwd.report.words import count, duration, interval, score, word
+from feedfwd.report.words import count, duration, interval, number, score, word
 
 
 def overview(p: Prepared) -> list[str]:
@@ -36,7 +36,7 @@ def cost(p: Prepared, per_step: float, per_evaluation: float, memory: int) -> li
     minutes = p.config.minutes
     seconds = 60 * minutes if minutes is not None else per_step * p.steps + per_evaluation * evaluations
     return [
-        f"about {duration(seconds)} of training ({1000 * per_step:.2g} ms an update), {count(flops)} FLOPs in all, "
+        f"about {duration(seconds)} of training ({number(1000 * per_step)} ms an update), {count(flops)} FLOPs in all, "
         f"{memory / 1e6:,.0f} MB of memory beside torch itself"
     ]
 
