@@ -7,8 +7,8 @@ from torch import Tensor
 
 from feedfwd.data.batches import TensorBatches
 from feedfwd.models.mlp import MLP
-from feedfwd.train.losses import build_loss
 from feedfwd.train.loop import train
+from feedfwd.train.losses import build_loss
 from feedfwd.train.optimizers import build_optimizer
 from feedfwd.train.range_test import suggest_lr
 from feedfwd.train.schedules import build_schedule

@@ -9,28 +9,42 @@ from feedfwd.data.batches import Batch
 from feedfwd.errors import TrainingError
 from feedfwd.train.losses import Loss
 
+SMALL = 4096  # entries
+
 LOWER = "lower optimizer.lr (now {lr:g}), or bound the gradient with train.clip=1"
 
 
 class Watch:
-    """Looks at one number an update that is finite only if the loss and all gradients are.
+    """Looks at a number an update that is finite only if the loss and the gradients it covers are.
 
-    `every`: after how many updates the numbers are read. On a CPU that is each (the sum of every gradient, about 10 µs
-    for 784-128-128-10). Elsewhere reading makes the host wait for the device, so 16 are read at once; by then a bad
-    update has been done, and a state saved since holds it.
+    On a CPU that is the loss and the sums of the gradients of at most `SMALL` entries, at every update, before it is
+    done; biases and gains are among them, and what is not finite in a layer's backward pass shows there too. All
+    gradients are covered every 16th update (with clipping, every update): to read them all each time would take 6 % of
+    the step of 784-128-128-10 at batch 64, in place of 2 %.
+
+    On other devices, where reading a number makes the host wait, all gradients are covered, and the numbers of 16
+    updates are read at once; by then a bad update has been done, and a state saved in between holds it.
     """
 
-    def __init__(self, device: torch.device, every: int | None = None) -> None:
-        self.every = every or (1 if device.type == "cpu" else 16)
+    def __init__(self, parameters: list[Tensor], every: int = 16) -> None:
+        self.every = every
+        self.at_once = parameters[0].device.type == "cpu"
+        self.small = [p for p in parameters if p.numel() <= SMALL]
         self.unread: list[tuple[int, Tensor]] = []
 
     def bad(self, n: int, value: Tensor, gradients: list[Tensor], norm: Tensor | None, last: bool) -> int | None:
-        """The first update that was read to be not finite, if there is one. `last` reads whatever is unread."""
-        if self.every == 1:
-            signal = value.item() + (sum([g.sum().item() for g in gradients]) if norm is None else norm.item())
+        """The first update that was found to be not finite, if there is one. `last` leaves nothing unlooked at."""
+        due = last or n % self.every == self.every - 1
+        if self.at_once:
+            signal = value.item()
+            if norm is not None:
+                signal += norm.item()
+            else:
+                looked = gradients if due else [p.grad for p in self.small if p.grad is not None]
+                signal += sum([g.sum().item() for g in looked])
             return None if math.isfinite(signal) else n
         self.unread.append((n, value + (global_norm(gradients) if norm is None else norm)))
-        if len(self.unread) < self.every and not last:
+        if not due:
             return None
         finite = torch.stack([signal for _, signal in self.unread]).isfinite().tolist()
         first = next((m for (m, _), good in zip(self.unread, finite, strict=True) if not good), None)

@@ -25,12 +25,12 @@ def constant(n: int, *, warmup: int = 0) -> float:
 
 
 def step(n: int, *, every: int, factor: float = 0.1, warmup: int = 0) -> float:
-    """Multiplied by `factor` after every `every` updates.
+    """Multiplied by `factor` after every `every` updates, counted from the end of the warm-up.
 
     >>> [step(n, every=2, factor=0.5) for n in range(6)]
     [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
     """
-    return _rise(n, warmup) if n < warmup else factor ** (n // every)
+    return _rise(n, warmup) if n < warmup else factor ** ((n - warmup) // every)
 
 
 def linear(n: int, *, total: int, warmup: int = 0, floor: float = 0.0) -> float:

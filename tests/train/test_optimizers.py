@@ -1,0 +1,159 @@
+"""Optimizers: what decays, what Muon takes, packed matrices, exact state, and settings that can't be."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from feedfwd.errors import ConfigError
+from feedfwd.train.optimizers import OPTIMIZERS, MuonAdamW, build_optimizer, hidden_matrices
+
+
+class Gated(nn.Module):
+    packed = {"gate_up": 2}  # noqa: RUF012
+
+    def __init__(self, width: int = 6, hidden: int = 10) -> None:
+        super().__init__()
+        self.gate_up = nn.Parameter(torch.randn(2 * hidden, width) / width**0.5)
+        self.down = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = (x @ self.gate_up.T).chunk(2, -1)
+        return self.down(torch.relu(gate) * up)
+
+
+def network(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 6), Gated(), nn.LayerNorm(6), nn.Linear(6, 3))
+
+
+def fill_gradients(model: nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_lowers_a_loss(name: str) -> None:
+    model = network()
+    x, y = torch.randn(64, 4), torch.randint(0, 3, (64,))
+    optimizer = build_optimizer(model, name, lr=0.01)
+    losses = []
+    for _ in range(60):
+        model.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.97 * losses[0]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_decay_takes_matrices_only(name: str) -> None:
+    model, plain = network(), network()
+    optimizers = build_optimizer(model, name, lr=0.01, weight_decay=0.5), build_optimizer(plain, name, lr=0.01)
+    for n in range(2):
+        for m, optimizer in zip((model, plain), optimizers, strict=True):
+            fill_gradients(m, seed=n)
+            optimizer.step()
+    for (key, p), q in zip(model.named_parameters(), plain.parameters(), strict=True):
+        assert torch.equal(p, q) == (p.ndim < 2), key
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_state_dict_continues_exactly(name: str) -> None:
+    def go(model: nn.Module, optimizer: object, seeds: range) -> None:
+        for seed in seeds:
+            fill_gradients(model, seed)
+            optimizer.step()  # type: ignore[attr-defined]
+
+    model, copy = network(), network(seed=1)
+    optimizer = build_optimizer(model, name, lr=0.01, weight_decay=0.1)
+    go(model, optimizer, range(3))
+    copy.load_state_dict(model.state_dict())
+    fresh = build_optimizer(copy, name, lr=0.5, weight_decay=0.3)
+    fresh.load_state_dict(deepcopy(optimizer.state_dict()))  # torch takes over the tensors it is given
+    go(model, optimizer, range(3, 6))
+    go(copy, fresh, range(3, 6))
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), copy.parameters(), strict=True))
+
+
+def test_muon_takes_hidden_matrices() -> None:
+    assert hidden_matrices(network()) == {"0.weight": 1, "1.gate_up": 2, "1.down.weight": 1}
+
+
+def test_muon_leaves_embeddings_and_a_tied_output_to_adamw() -> None:
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 8), nn.Linear(8, 4), nn.Linear(4, 9))
+    model[3].weight = model[0].weight
+    assert list(hidden_matrices(model)) == ["1.weight", "2.weight"]
+
+
+def test_muon_orthogonalises_the_parts_of_a_packed_parameter_apart() -> None:
+    model = network()
+    muon = build_optimizer(model, "muon", lr=0.1)
+    assert isinstance(muon, MuonAdamW)
+    gate_up = model[1].gate_up
+    before = gate_up.detach().clone()
+    fill_gradients(model, seed=0)
+    gate_up.grad[:10] *= 1e-3  # together, the small gate would hardly move
+    expected = [torch.optim.Muon([nn.Parameter(p.clone())], lr=0.1, weight_decay=0.0) for p in before.chunk(2)]
+    muon.step()
+    for part, now, was, gradient in zip(
+        expected, gate_up.chunk(2), before.chunk(2), gate_up.grad.chunk(2), strict=True
+    ):
+        part.param_groups[0]["adjust_lr_fn"] = "match_rms_adamw"
+        (alone,) = part.param_groups[0]["params"]
+        alone.grad = gradient
+        part.step()
+        assert torch.equal(now, alone)
+        size = (now - was).square().mean().sqrt()
+        assert 0.5 < size / (0.2 * 0.1) < 1.5, "an update has AdamW's size"
+
+
+def test_muon_follows_rates_set_outside_and_survives_moved_storage() -> None:
+    model = network()
+    muon = build_optimizer(model, "muon", lr=0.1, weight_decay=0.1)
+    for group in muon.param_groups:
+        group["lr"] = 0.0
+    before = [p.detach().clone() for p in model.parameters()]
+    fill_gradients(model, seed=0)
+    muon.step()
+    assert all(torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    for group in muon.param_groups:
+        group["lr"] = 0.1
+    muon.step()
+    assert not any(torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    model = network()
+    model[0].requires_grad_(False)
+    for name in ("adam", "muon"):
+        held = [p for g in build_optimizer(model, name, 0.1).param_groups for p in g["params"]]
+        assert not any(p is q for p in held for q in model[0].parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("adamm", {}, "did you mean"),
+        ("adam", {"lr": float("nan")}, "optimizer.lr=nan"),
+        ("adam", {"lr": 0.0}, "optimizer.lr=0.0"),
+        ("adam", {"weight_decay": -1.0}, "weight_decay=-1.0"),
+        ("momentum", {"momentum": 1.0}, "momentum=1.0"),
+        ("adam", {"beta2": 1.5}, "beta2=1.5"),
+    ],
+)
+def test_bad_settings(name: str, options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_optimizer(network(), name, **{"lr": 0.1, **options})
+
+
+def test_models_that_cant_be_trained() -> None:
+    with pytest.raises(ConfigError, match="no trainable parameter"):
+        build_optimizer(nn.ReLU(), "adam", 0.1)
+    with pytest.raises(ConfigError, match="muon needs a hidden matrix"):
+        build_optimizer(nn.Linear(3, 2), "muon", 0.1)
