@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from feedfwd.ffn.kernels import pages
 from feedfwd.ffn.products import linear
 
 STEPS = 2**16  # a dropout rate is a multiple of 1/STEPS
@@ -99,9 +100,9 @@ def keep_mask(x: Tensor, keep: float, seed: int) -> Tensor:
     the same on any number of threads.
     """
     generator = torch.Generator(x.device).manual_seed(seed)
-    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device)
+    words = pages.empty(((x.numel() + 3) // 4,), like=torch.empty(0, dtype=torch.int64, device=x.device))
     bits = words.random_(-(2**63), None, generator=generator).view(torch.int16)[: x.numel()].view(x.shape)
-    return torch.lt(bits, round(keep * STEPS) - STEPS // 2, out=torch.empty_like(x))
+    return torch.lt(bits, round(keep * STEPS) - STEPS // 2, out=pages.empty(x.shape, like=x))
 
 
 class _LowRankLinear(torch.autograd.Function):
@@ -163,7 +164,7 @@ class _LowRankLinear(torch.autograd.Function):
             dz_NR.mul_(scale / keep)
             mask_ND = keep_mask(x_ND, keep, seed) if keep < 1 else None
             if needs_a:
-                da = linear(dz_NR.t(), (x_ND if mask_ND is None else mask_ND * x_ND).t())
+                da = linear(dz_NR.t(), _seen(x_ND, mask_ND).t())
             if needs_x:  # what dropout hid from the correction gets no gradient through it
                 dx = linear(dy_NH, weight.to(x.dtype).t())
                 if mask_ND is None:
@@ -172,6 +173,11 @@ class _LowRankLinear(torch.autograd.Function):
                     dx.addcmul_(linear(dz_NR, a.t()), mask_ND)
                 dx = dx.view(x.shape)
         return dx, None, dbias, da, db, dgrowth, None, None, None, None
+
+
+def _seen(x_ND: Tensor, mask_ND: Tensor | None) -> Tensor:
+    """What dropout leaves of x."""
+    return x_ND if mask_ND is None else torch.mul(x_ND, mask_ND, out=pages.empty(x_ND.shape, like=x_ND))
 
 
 def _stack(parts: list[Tensor], dim: int) -> Tensor:
