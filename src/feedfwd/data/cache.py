@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
             os.close(descriptor)
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
         raise DataError(
             f"the cache {cache_folder()} can't be written ({error.strerror or error})",
             hint="free some space, or set FEEDFWD_CACHE to a folder that has it",

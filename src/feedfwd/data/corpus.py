@@ -8,6 +8,7 @@ for the old. Memory holds one piece of text and 16 bytes a document.
 # n documents
 
 import hashlib
+import math
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -129,7 +130,7 @@ class Corpus:
         """The training text, which is all that may be learnt from; with a limit in bytes, an even sample of it."""
         share = 1.0 if limit is None else min(1.0, limit / max(1, self.bytes_of("train")))
         for i, piece in enumerate(self.pieces("train")):
-            if int((i + 1) * share) > int(i * share):
+            if math.ceil((i + 1) * share) > math.ceil(i * share):
                 yield piece.text
 
     # --- files ----------------------------------------------------------------------------------------------------
