@@ -72,9 +72,6 @@ class DataConfig(Settings):
     test: Share = Field(0.2, description="share split off as test part where the source brings none")
     folds: Annotated[int, Field(ge=2)] | None = Field(None, description="take fold `data.fold` of this many as test")
     fold: Annotated[int, Field(ge=0)] = 0
-    standardize: bool = Field(
-        True, description="scale the inputs to mean 0 and variance 1, fitted on the training part"
-    )
     augment: Literal["auto", "none"] = Field("auto", description="none: an effort's preset deforms no images")
     mixup: NonNegative = Field(0.0, description="alpha of the Beta distribution (arXiv 1710.09412); 0: off")
     noise: NonNegative = Field(0.0, description="Gaussian noise on standardised inputs, standard deviation")

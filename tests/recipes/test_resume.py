@@ -160,3 +160,21 @@ def test_killed_at_random_moments_it_still_ends_in_the_same_bits(tmp_path: Path)
     if not Run(tmp_path / "parts").finished:
         subprocess.run([*command, "--resume", "parts"], check=True, cwd=tmp_path, capture_output=True)
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+
+
+def test_stopped_while_it_was_planned_it_resumes_from_the_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unplanned = parse(FitConfig, {**config().said(), "optimizer": {"name": "adamw"}})
+    fit_config(unplanned, tmp_path / "whole")
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipe, "plan", stop)
+    with pytest.raises(KeyboardInterrupt):
+        fit_config(unplanned, tmp_path / "run")
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    resume(tmp_path / "run")
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")

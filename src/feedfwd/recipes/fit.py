@@ -43,11 +43,16 @@ def fit_config(
     listener = listener or Silent()
     with torch.random.fork_rng():
         prepared = prepare(config)
-        run = Run.create(run_path, Path(config.source).stem)
-        prepared = plan(prepared, run, listener)
-        run.write_settings("fit", prepared.frozen().model_dump(exclude_none=True))
-        write_text(run.preprocess_file, prepared.predictor.preprocess.to_json())
-        return Fitting(prepared, run, listener, started).train()
+        return _begin(prepared, Run.create(run_path, Path(config.source).stem), listener, started)
+
+
+def _begin(prepared: Prepared, run: Run, listener: Listener, started: float) -> Predictor:
+    run.write_settings("fit", prepared.frozen().model_dump(exclude_none=True))
+    write_text(run.preprocess_file, prepared.predictor.preprocess.to_json())
+    planned = plan(prepared, run, listener)
+    if planned is not prepared:
+        run.write_settings("fit", planned.frozen().model_dump(exclude_none=True))
+    return Fitting(planned, run, listener, started).train()
 
 
 def dry_run(config: FitConfig, listener: Listener) -> Prepared:
@@ -70,7 +75,11 @@ def resume(path: Path, listener: Listener | None = None, *, started: float | Non
         raise RunError(f"{path} is finished; there is nothing to resume", hint="start a new run with `feedfwd fit`")
     config = parse(FitConfig, run.settings())
     with torch.random.fork_rng():
-        fitting = Fitting(prepare(config, resolved=True), run, listener, started)
+        prepared = prepare(config, resolved=True)
+        if config.optimizer.lr is None or config.minutes is not None:  # stopped before it was planned
+            run.log_file.unlink(missing_ok=True)
+            return _begin(prepared, run, listener, started)
+        fitting = Fitting(prepared, run, listener, started)
         fitting.restore()
         return fitting.train()
 
