@@ -1,0 +1,294 @@
+"""The Transformer, encoder or decoder: a family (Llama, Qwen, GPT-2, BERT) is a row of settings here, not a class."""
+
+# B rows, T tokens, W width, H query heads, K key and value heads, D head width, V vocabulary
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from feedfwd.errors import ConfigError, DataError, nearest
+from feedfwd.ffn import parts
+from feedfwd.ffn.parts import Linear
+from feedfwd.ffn.spec import FFNSpec, build_ffn, is_own
+from feedfwd.models.attention import Sight, attend, documents_of
+from feedfwd.models.norms import RMSNorm, norm
+from feedfwd.models.positions import Scaling, rotate, tables
+
+Turn = tuple[Tensor, Tensor] | None  # cosines and sines of the positions, (T, D/2) each
+
+BIASES = ("none", "qkv", "all")
+PLACES = ("pre", "post")
+POSITIONS = ("rope", "learned", "none")
+
+
+class Attention(nn.Module):
+    """out(softmax(q kᵀ / √D) v) with grouped queries (Ainslie et al. 2023, arXiv 2305.13245).
+
+    `bias` says which maps have one: "none", "qkv" or "all". `qk_norm` normalises every query and key head by RMSNorm
+    before it is turned (Henry et al. 2020, arXiv 2010.04245).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        kv_heads: int,
+        head_width: int,
+        *,
+        bias: str,
+        qk_norm: bool,
+        eps: float,
+        depth: int,
+        generator: Generator | None,
+    ) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_width = heads, kv_heads, head_width
+        qkv = bias != "none"
+        self.q = Linear(width, heads * head_width, qkv, generator=generator)
+        self.k = Linear(width, kv_heads * head_width, qkv, generator=generator)
+        self.v = Linear(width, kv_heads * head_width, qkv, generator=generator)
+        self.q_norm: nn.Module = RMSNorm(head_width, eps) if qk_norm else nn.Identity()
+        self.k_norm: nn.Module = RMSNorm(head_width, eps) if qk_norm else nn.Identity()
+        self.out = Linear(
+            heads * head_width, width, bias == "all", init="depth_scaled", depth=depth, generator=generator
+        )
+
+    def forward(self, x: Tensor, turn: Turn, sight: Sight) -> Tensor:  # (B, T, W) -> (B, T, W)
+        q, k, v = self.project(x)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if turn is None:
+            q, k = q.transpose(1, 2), k.transpose(1, 2)
+        else:
+            q, k = rotate(q, *turn), rotate(k, *turn)
+        return self.out(attend(q, k, v.transpose(1, 2), sight).transpose(1, 2).flatten(2))
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # (B, T, W) -> (B, T, H, D), twice (B, T, K, D)
+        """Queries, keys and values, from one product unless a map was replaced, by an adapted one for instance."""
+        maps = (self.q, self.k, self.v)
+        if all(type(m) is Linear for m in maps):
+            bias = None if self.q.bias is None else torch.cat([m.bias for m in maps])
+            y = F.linear(x, torch.cat([m.weight for m in maps]), bias)
+            y = y.view(*x.shape[:2], -1, self.head_width)
+            q, k, v = torch.split(y, [self.heads, self.kv_heads, self.kv_heads], 2)
+            return q, k, v
+        q, k, v = (m(x).view(*x.shape[:2], -1, self.head_width) for m in maps)
+        return q, k, v
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + ffn(norm(x)); with post=True the norm comes after each sum instead."""
+
+    def __init__(self, attention: Attention, ffn: nn.Module, norms: tuple[nn.Module, nn.Module], post: bool, p: float):
+        super().__init__()
+        self.attention_norm, self.ffn_norm = norms
+        self.attention, self.ffn = attention, ffn
+        self.dropout = parts.dropout(p)
+        self.post = post
+
+    def forward(self, x: Tensor, turn: Turn, sight: Sight) -> Tensor:  # (B, T, W) -> (B, T, W)
+        if self.post:
+            x = self.attention_norm(x + self.dropout(self.attention(x, turn, sight)))
+            return self.ffn_norm(x + self.dropout(self.ffn(x)))
+        x = x + self.dropout(self.attention(self.attention_norm(x), turn, sight))
+        return x + self.dropout(self.ffn(self.ffn_norm(x)))
+
+
+class TiedHead(nn.Module):
+    """The output layer that shares the embedding's matrix, which is saved there once."""
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        super().__init__()
+        self.weight = embedding.weight
+
+    def forward(self, h: Tensor) -> Tensor:  # (..., W) -> (..., V)
+        return F.linear(h, self.weight)
+
+    def _save_to_state_dict(self, *_: Any) -> None:
+        pass
+
+    def _load_from_state_dict(self, *_: Any) -> None:
+        pass
+
+
+class Transformer(nn.Module):
+    """Token ids (B, T) to logits (B, T, V).
+
+    The defaults are Llama's: RMSNorm before each branch, rotary positions, no biases, tied embeddings. `kv_heads` (not
+    given: `heads`) must divide `heads`, `head_width` (not given: width / heads) may be any even number. `hidden` is the
+    width inside each feed-forward layer, which `ffn` describes; its init "auto" means "depth_scaled", as in the
+    attention: 2·depth branches add up. `context` is the longest row it is trained on: learned positions end there,
+    rotary ones go on. `causal=False` makes an encoder. With `end`, the token that closes a document, no token sees
+    another document; `documents` (B, T) given to `forward` says the same in numbers. `dropout` acts on the embeddings
+    and on what each branch adds. `recompute` keeps a block's input alone and runs the block again in the backward.
+
+    `hidden` gives what the output matrix `head_weight` meets, for a cross-entropy that needn't hold all logits.
+
+    >>> model = Transformer(100, width=32, depth=2, heads=4, hidden=64)
+    >>> model(torch.zeros(2, 7, dtype=torch.long)).shape
+    torch.Size([2, 7, 100])
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        *,
+        width: int = 384,
+        depth: int = 8,
+        heads: int = 6,
+        hidden: int = 1024,
+        ffn: FFNSpec | None = None,
+        kv_heads: int | None = None,
+        head_width: int | None = None,
+        norm_kind: str = "rms",
+        norm_place: str = "pre",
+        norm_eps: float = 1e-6,
+        positions: str = "rope",
+        context: int = 512,
+        rope_base: float = 10_000.0,
+        rope_scaling: Scaling | None = None,
+        bias: str = "none",
+        qk_norm: bool = False,
+        causal: bool = True,
+        window: int | None = None,
+        tied: bool = True,
+        dropout: float = 0.0,
+        end: int | None = None,
+        recompute: bool = False,
+        generator: Generator | None = None,
+    ) -> None:
+        super().__init__()
+        kv_heads = heads if kv_heads is None else kv_heads
+        sizes = {"width": width, "depth": depth, "heads": heads, "kv_heads": kv_heads, "context": context}
+        for name, count in (sizes | {"vocabulary": vocabulary}).items():
+            parts.size(count, f"model.{name}")
+        words = {"bias": (bias, BIASES), "norm_place": (norm_place, PLACES), "positions": (positions, POSITIONS)}
+        for name, (word, known) in words.items():
+            if word not in known:
+                raise ConfigError(f"unknown model.{name}={word!r}", hint=nearest(word, known))
+        if head_width is None:
+            head_width = width // heads
+            if width % heads:
+                hint = f"try model.width={head_width * heads} or {(head_width + 1) * heads}"
+                raise ConfigError(f"model.width={width} is not divisible by model.heads={heads}", hint=hint)
+        if heads % kv_heads:
+            hint = f"take one of {[n for n in range(1, heads + 1) if heads % n == 0]}"
+            raise ConfigError(f"model.kv_heads={kv_heads} does not divide model.heads={heads}", hint=hint)
+        if positions == "rope" and parts.size(head_width, "model.head_width") % 2:
+            what = f"model.head_width={head_width} is odd, and rotary positions turn pairs"
+            raise ConfigError(what, hint="choose model.width and model.heads so that width / heads is even")
+        if window is not None:
+            parts.size(window, "model.window")
+        if rope_scaling and positions != "rope":
+            raise ConfigError(f"model.rope_scaling is not for model.positions={positions!r}", hint="leave one out")
+        spec = FFNSpec(activation="swiglu", bias=False) if ffn is None else ffn
+        if spec.init == "auto" and not is_own(spec.kind):
+            spec = spec.model_copy(update={"init": "depth_scaled"})
+        self.vocabulary, self.width, self.heads, self.kv_heads, self.head_width = (
+            vocabulary, width, heads, kv_heads, head_width,
+        )  # fmt: skip
+        self.hidden_width, self.context, self.tied = hidden, context, tied
+        self.norm_kind, self.norm_place, self.norm_eps, self.bias = norm_kind, norm_place, norm_eps, bias
+        self.positions, self.rope_base, self.rope_scaling = positions, rope_base, dict(rope_scaling or {}) or None
+        self.qk_norm, self.causal, self.window, self.end = qk_norm, causal, window, end
+        self.ffn_spec, self.recompute = spec, recompute
+        self.embedding = _embedding(vocabulary, width, generator)
+        self.position_embedding = _embedding(context, width, generator) if positions == "learned" else None
+        self.dropout = parts.dropout(dropout)
+        post = norm_place == "post"
+        self.embedding_norm = norm(norm_kind, width, norm_eps) if post else nn.Identity()
+        self.blocks = nn.ModuleList(
+            Block(
+                Attention(
+                    width, heads, kv_heads, head_width,
+                    bias=bias, qk_norm=qk_norm, eps=norm_eps, depth=2 * depth, generator=generator,
+                ),
+                build_ffn(spec, width, hidden, depth=2 * depth, generator=generator),
+                (norm(norm_kind, width, norm_eps), norm(norm_kind, width, norm_eps)),
+                post,
+                dropout,
+            )
+            for _ in range(depth)
+        )  # fmt: skip
+        self.norm = nn.Identity() if post else norm(norm_kind, width, norm_eps)
+        self.head = TiedHead(self.embedding) if tied else _head(width, vocabulary, generator)
+        self._turns: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
+
+    def forward(self, ids: Tensor, documents: Tensor | None = None) -> Tensor:  # (B, T) -> (B, T, V)
+        return self.head(self.hidden(ids, documents))
+
+    def hidden(self, ids: Tensor, documents: Tensor | None = None) -> Tensor:  # (B, T) -> (B, T, W)
+        """What the output matrix is applied to."""
+        self.check(ids)
+        x = self.embed(ids, torch.arange(ids.shape[1], device=ids.device))
+        if documents is None and self.end is not None:
+            documents = documents_of(ids, self.end)
+        sight, turn = Sight(self.causal, self.window, documents), self.turn(ids.shape[1], ids.device)
+        for block in self.blocks:
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(block, x, turn, sight, use_reentrant=False)
+            else:
+                x = block(x, turn, sight)
+        return self.norm(x)
+
+    def embed(self, ids: Tensor, positions: Tensor) -> Tensor:  # (B, T), (T,) or (B, T) -> (B, T, W)
+        """The first block's input."""
+        x = self.embedding(ids)
+        if self.position_embedding is not None:
+            x = x + self.position_embedding(positions)
+        return self.dropout(self.embedding_norm(x))
+
+    def turn(self, tokens: int, device: torch.device) -> Turn:
+        """Cosines and sines of the first `tokens` positions, kept for the next call."""
+        if self.positions != "rope":
+            return None
+        key = tokens, device
+        if key not in self._turns:
+            positions = torch.arange(tokens, device=device)
+            self._turns = {key: tables(positions, self.head_width, self.rope_base, self.rope_scaling)}
+        return self._turns[key]
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The output matrix (V, W), the embedding's where they are tied."""
+        weight: Tensor = self.head.weight
+        return weight
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def flops(self, tokens: int | None = None) -> int:
+        """Of one token's forward pass in rows of so many tokens (not given: `context`), products only.
+
+        2 for each multiply-add; training takes three times as many. A token meets every matrix once, and half of its
+        row's keys where the model is causal. A feed-forward layer of one's own is counted by its matrices.
+        """
+        tokens = tokens or self.context
+        keys = min(tokens, self.window or tokens) / (2 if self.causal else 1)
+        attention = 4 * self.heads * self.head_width * keys
+        matrices = sum(p.numel() for p in self.blocks.parameters() if p.ndim > 1) + self.head_weight.numel()
+        return 2 * matrices + round(len(self.blocks) * attention)
+
+    def check(self, ids: Tensor) -> None:
+        """Raises DataError for ids that this model can't read."""
+        if ids.ndim != 2 or ids.dtype not in (torch.int64, torch.int32):
+            what = f"the model takes token ids (B, T) as whole numbers, not {ids.dtype} of shape {tuple(ids.shape)}"
+            raise DataError(what, hint="encode the text first, one row for each text")
+        if self.positions == "learned" and ids.shape[1] > self.context:
+            what = f"a row of {ids.shape[1]} tokens is longer than the {self.context} positions that were learned"
+            raise DataError(what, hint="shorten the row, or train with positions='rope'")
+
+
+def _head(width: int, vocabulary: int, generator: Generator | None) -> nn.Linear:
+    layer = nn.Linear(width, vocabulary, bias=False)
+    nn.init.normal_(layer.weight, std=0.02, generator=generator)
+    return layer
+
+
+def _embedding(count: int, width: int, generator: Generator | None) -> nn.Embedding:
+    layer = nn.Embedding(count, width)
+    nn.init.normal_(layer.weight, std=0.02, generator=generator)
+    return layer

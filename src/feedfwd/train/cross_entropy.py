@@ -1,0 +1,143 @@
+"""The cross-entropy of a linear output layer, without ever holding all logits.
+
+A vocabulary of 8,192 makes the logits of 4,096 tokens and their gradient the largest tensors of a training step, in
+fp32 268 MB. Here a few hundred tokens at a time go through product, softmax and gradient in one buffer. The gradients
+are taken in the forward pass already, so that no product is done twice: that needs each token's share of the mean
+beforehand, which `gradients` has.
+"""
+
+# N tokens, D width, V vocabulary
+
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from feedfwd.data.batches import Batch
+from feedfwd.ffn.kernels import pages
+from feedfwd.train.loop import shares_of
+from feedfwd.train.losses import Loss
+
+LOGITS = 2**23  # held at a time
+
+
+class HasHead(Protocol):
+    """A model whose outputs are `hidden(inputs) @ head_weight.T`."""
+
+    @property
+    def head_weight(self) -> Tensor: ...
+
+    def hidden(self, inputs: Tensor) -> Tensor: ...
+
+
+def plain(h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, shares_N: Tensor, z_loss: float = 0.0) -> Tensor:
+    """Σ_n s_n (lse_n - logit_n[target_n] + z · lse_n²), lse = log Σ_v exp logit_v: the formula, all logits at once.
+
+    The z-loss keeps the logits from drifting; Chowdhery et al. 2022 (PaLM), arXiv 2204.02311, with z = 1e-4.
+    """
+    logits_NV = (h_ND @ weight_VD.T).float()
+    lse_N = logits_NV.logsumexp(-1)
+    losses_N = F.cross_entropy(logits_NV, targets_N, reduction="none") + z_loss * lse_N.square()
+    return (shares_N * losses_N).sum()
+
+
+def linear_cross_entropy(
+    h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, shares_N: Tensor, z_loss: float = 0.0
+) -> Tensor:
+    """`plain` in little memory. Shares get no gradient.
+
+    >>> h, w = torch.ones(2, 3), torch.zeros(5, 3)
+    >>> round(float(linear_cross_entropy(h, w, torch.tensor([0, 4]), torch.tensor([0.5, 0.5])).exp()), 3)
+    5.0
+    """
+    if torch.is_autocast_enabled(h_ND.device.type):
+        dtype = torch.get_autocast_dtype(h_ND.device.type)
+        h_ND, weight_VD = h_ND.to(dtype), weight_VD.to(dtype)
+    total: Tensor = Chunked.apply(h_ND, weight_VD, targets_N.long(), shares_N.float(), z_loss)  # type: ignore[no-untyped-call]
+    return total
+
+
+class Chunked(torch.autograd.Function):
+    """Per chunk of tokens, with p the softmax of its logits and t the targets, one-hot:
+
+        lse = logit_t - log p_t,  c = 1 + 2 z lse,  ∂logits = s (c p - t),  ∂h = ∂logits W,  ∂W = ∂logitsᵀ h
+
+    The factor s c goes over h and ∂h, which are narrow, instead of over p. In 16 bits p_t carries a rounding of 2⁻⁹,
+    which the mean over many tokens takes out of the loss again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, weight: Tensor, targets: Tensor, shares: Tensor, z_loss: float) -> Tensor:
+        needs_h, needs_w = ctx.needs_input_grad[:2]
+        dh = pages.empty(h.shape, like=h) if needs_h else None
+        dw = torch.zeros(weight.shape, dtype=torch.float32, device=h.device) if needs_w else None
+        total = torch.zeros((), dtype=torch.float32, device=h.device)
+        many = max(1, min(len(h), LOGITS // len(weight)))
+        buffer = pages.empty((many, len(weight)), like=h)
+        for start in range(0, len(h), many):
+            part = slice(start, start + many)
+            h_ND, t_N1, s_N = h[part], targets[part, None], shares[part]
+            p_NV = torch.mm(h_ND, weight.t(), out=buffer[: len(h_ND)])
+            own_N = p_NV.gather(1, t_N1).squeeze(1).float()
+            torch.softmax(p_NV, -1, out=p_NV)
+            log_p_N = p_NV.gather(1, t_N1).squeeze(1).float().log()
+            lost = log_p_N.isinf()  # too improbable for the number format
+            if lost.any():
+                log_p_N[lost] = F.log_softmax((h_ND[lost] @ weight.t()).float(), -1).gather(1, t_N1[lost]).squeeze(1)
+            lse_N = own_N - log_p_N
+            total += (s_N * (z_loss * lse_N.square() - log_p_N)).sum()
+            c_N = 1 + 2 * z_loss * lse_N
+            p_NV.scatter_add_(1, t_N1, (-1 / c_N).to(p_NV.dtype).unsqueeze(1))  # p - t / c
+            factor_N1 = (s_N * c_N).unsqueeze(1)
+            if dh is not None:
+                torch.mm(p_NV, weight, out=dh[part]).mul_(factor_N1)
+            if dw is not None:
+                dw += p_NV.t() @ (h_ND * factor_N1).to(h.dtype)
+        ctx.save_for_backward(dh, dw)
+        ctx.dtype = weight.dtype
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dtotal: Tensor) -> tuple[Tensor | None, ...]:
+        dh, dw = ctx.saved_tensors
+        dh = None if dh is None else dh * dtotal.to(dh.dtype)
+        dw = None if dw is None else (dw * dtotal).to(ctx.dtype)
+        return dh, dw, None, None, None
+
+
+@torch.no_grad()
+def token_losses(h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    """(N,): the cross-entropy of each token in nats, in fp32 from the product on; for evaluation.
+
+    >>> token_losses(torch.ones(2, 3), torch.zeros(5, 3), torch.tensor([0, 4])).exp()
+    tensor([5., 5.])
+    """
+    many = max(1, LOGITS // len(weight_VD))
+    logits = (F.linear(h, weight_VD).float() for h in h_ND.split(many))  # type: ignore[no-untyped-call]
+    pairs = zip(logits, targets_N.long().split(many), strict=True)  # type: ignore[no-untyped-call]
+    return torch.cat([F.cross_entropy(z, t, reduction="none") for z, t in pairs])
+
+
+class Gradients:
+    """For `loop.train(gradients=…)`: the gradients of a model that has `hidden` and `head_weight`.
+
+    The batch is (rows, tokens): next-token and masked-token training alike; tokens of weight 0 do not count.
+    """
+
+    def __init__(self, z_loss: float = 0.0) -> None:
+        self.z_loss = z_loss
+
+    def __call__(self, model: nn.Module, batch: Batch, loss: Loss, total_weight: Tensor | float) -> Tensor:
+        whole: HasHead = model  # type: ignore[assignment]
+        h_ND = whole.hidden(batch.inputs).flatten(0, -2)
+        shares = shares_of(torch.zeros(batch.targets.shape, device=h_ND.device), batch.weights, total_weight)
+        share = linear_cross_entropy(h_ND, whole.head_weight, batch.targets.flatten(), shares.flatten(), self.z_loss)
+        if torch.is_autocast_enabled(h_ND.device.type):
+            with torch.autocast(h_ND.device.type, enabled=False):
+                share.backward()  # type: ignore[no-untyped-call]
+        else:
+            share.backward()  # type: ignore[no-untyped-call]
+        return share.detach()
