@@ -126,7 +126,8 @@ def best(facts: Facts) -> dict[str, Any]:
         }
     return common | {
         "model.hidden": [1024, 1024],
-        "model.noise": 0.3,
-        "data.noise": 0.95,
+        "model.noise": 0.4,
+        "data.noise": 1.2,
+        "train.batch_size": batch_for(facts.examples, 256),
         "train.epochs": epochs_for(facts.examples, shown=6_000_000, most=300),
     }
