@@ -47,6 +47,8 @@ def fit_config(
 
 
 def _begin(prepared: Prepared, run: Run, listener: Listener, started: float) -> Predictor:
+    for line in overview(prepared):
+        listener.say(line)
     run.write_settings("fit", prepared.frozen().model_dump(exclude_none=True))
     write_text(run.preprocess_file, prepared.predictor.preprocess.to_json())
     planned = plan(prepared, run, listener)
@@ -79,6 +81,8 @@ def resume(path: Path, listener: Listener | None = None, *, started: float | Non
         if config.optimizer.lr is None or config.minutes is not None:  # stopped before it was planned
             run.log_file.unlink(missing_ok=True)
             return _begin(prepared, run, listener, started)
+        for line in overview(prepared):
+            listener.say(line)
         fitting = Fitting(prepared, run, listener, started)
         fitting.restore()
         return fitting.train()
@@ -107,8 +111,6 @@ class Fitting:
 
     def train(self) -> Predictor:
         p, c = self.p, self.p.config
-        for line in overview(p):
-            self.listener.say(line)
         if self.step == 0:
             parts = {name: len(part.data) for name, part in parts_of(self.p).items()}
             self.run.log({"event": "start", "time": time.time(), "source": c.source, "task": self._task(), **parts})
