@@ -4,6 +4,7 @@ All are one kind of object around the `tokenizers` engine, and one tokenizer.jso
 """
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from feedfwd.data.cache import cache_folder, key, write_whole
 from feedfwd.data.corpus import Corpus
+from feedfwd.data.words import WordLookup
 from feedfwd.errors import ConfigError, DataError
 
 END, MASK, UNKNOWN = "<|endoftext|>", "<|mask|>", "<|unknown|>"
@@ -23,6 +25,7 @@ MASK_NAMES = (MASK, "<mask>", "[MASK]")
 UNKNOWN_NAMES = (UNKNOWN, "<unk>", "[UNK]")
 KINDS = ("bpe", "chars", "bytes")
 SAMPLE = 16_000_000  # bytes of text that BPE is learnt from; of Chinese it holds 50 times as many in memory
+FEW_CORES = 4  # up to which one thread that looks words up is faster than the engine on all of them
 FORMAT = 1
 
 
@@ -49,15 +52,20 @@ class TextTokenizer:
         self.mask = _find(engine, MASK_NAMES)
         self.unknown = _find(engine, UNKNOWN_NAMES)
         self.vocabulary = 1 + max(engine.get_vocab().values())
+        few = (os.cpu_count() or 1) <= FEW_CORES
+        self._lookup = WordLookup(self._encode_plainly) if few and WordLookup.serves(engine) else None
 
     def encode(self, text: str) -> list[int]:
         return self.engine.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Many texts at once, over all cores; `TOKENIZERS_PARALLELISM=false` uses one."""
-        return [
-            np.array(e.ids, dtype=np.uint32) for e in self.engine.encode_batch_fast(texts, add_special_tokens=False)
-        ]
+        """Many texts at once: by looking words up where that is exact and cores are few, else by the engine on all."""
+        if self._lookup is not None:
+            return self._lookup.encode_batch(texts)
+        return [np.array(ids, dtype=np.uint32) for ids in self._encode_plainly(texts)]
+
+    def _encode_plainly(self, texts: Sequence[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self.engine.encode_batch_fast(texts, add_special_tokens=False)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of tokens, special ones left out; bytes that are no text yet become �."""
