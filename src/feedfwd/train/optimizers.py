@@ -1,4 +1,4 @@
-"""Optimizers: torch's own classes, in the implementation that is fastest on the device, and Muon for whole models.
+"""Optimizers: torch's own classes in the implementation that is fastest on the device, and Muon for whole models.
 
 Weight decay applies to matrices only (parameters of two or more axes): biases and normalisation gains are few, shift
 and scale what the matrices do, and pulling them to zero costs accuracy without keeping anything small. For `adamw` and
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from feedfwd.errors import ConfigError, nearest
+from feedfwd.train.precision import lacks_bf16
 
 OPTIMIZERS = ("sgd", "momentum", "nesterov", "rmsprop", "adagrad", "adam", "adamw", "muon")
 
@@ -26,7 +27,8 @@ Named = list[tuple[str, nn.Parameter]]
 class Optimizer(Protocol):
     """What the loop needs: torch's optimizers have it, and so has `MuonAdamW`."""
 
-    param_groups: list[dict[str, Any]]
+    @property
+    def param_groups(self) -> list[dict[str, Any]]: ...
 
     def step(self) -> Any: ...
     def state_dict(self) -> dict[str, Any]: ...
@@ -69,7 +71,7 @@ def build_optimizer(
         return MuonAdamW(
             model, lr, weight_decay=weight_decay, momentum=0.95 if momentum is None else momentum, betas=betas, eps=eps
         )
-    groups = _decay_groups(trainable, lr, weight_decay)
+    groups = _groups(trainable, lr, weight_decay)
     fused = _fused(trainable)
     smooth = 0.9 if momentum is None else momentum
     match name:
@@ -89,14 +91,64 @@ def build_optimizer(
             return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=fused)
 
 
-class MuonAdamW:
-    """Muon for the hidden matrices, AdamW for all else: one optimizer.
+class Muon(torch.optim.Optimizer):
+    """Momentum whose direction is orthogonalised, matrix by matrix. Jordan et al. 2024; scaled as in arXiv 2502.16982.
 
-    Muon (Jordan et al. 2024) orthogonalises each matrix' momentum by five Newton-Schulz steps. Its updates are scaled
-    by 0.2 √max(rows, columns) (Liu et al. 2025, arXiv 2502.16982), which gives them the size of AdamW's, so one rate
-    serves both. Which parameters it takes is said by `hidden_matrices`. A packed parameter (`packed = {"gate_up": 2}`
-    on the module's class) is a stack of matrices: each is orthogonalised by itself.
+        B ← μ B + (1 - μ) G;   θ ← (1 - lr λ) θ - lr · 0.2 √max(rows, columns) · orthogonalized((1 - μ) G + μ B)
+
+    With this scale the entries of an update are of the size of AdamW's, so that one rate serves both. A parameter that
+    is a stack of `packed[name]` matrices is split before it is orthogonalised.
+
+    `torch.optim.Muon`, to which a test ties this one, works in bfloat16 only: on a processor without bf16 products it
+    took 58 ms for an update of 784-128-128-10, where fp32 takes 4.
     """
+
+    def __init__(self, named: Named, packed: dict[str, int], lr: float, weight_decay: float, momentum: float) -> None:
+        group = {"params": named, "lr": lr, "initial_lr": lr, "weight_decay": weight_decay, "momentum": momentum}
+        super().__init__([group], {})
+        self.stacked = {parameter: packed[name] for name, parameter in named}
+        native = all(not lacks_bf16(parameter.device.type) for _, parameter in named)
+        self.dtype = torch.bfloat16 if native else torch.float32
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            lr, momentum = group["lr"], group["momentum"]
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(parameter)
+                buffer = state["momentum_buffer"].lerp_(parameter.grad, 1 - momentum)
+                direction = parameter.grad.lerp(buffer, momentum)
+                parameter.mul_(1 - lr * group["weight_decay"])
+                count = self.stacked[parameter]
+                for matrix, towards in zip(parameter.chunk(count), direction.chunk(count), strict=True):
+                    size = 0.2 * math.sqrt(max(matrix.shape))
+                    matrix.add_(orthogonalized(towards.to(self.dtype)), alpha=-lr * size)
+
+
+def orthogonalized(matrix: Tensor) -> Tensor:
+    """About U V' of the matrix U S V': five Newton-Schulz steps bring the singular values near 1, all but tiny ones.
+
+    The quintic's coefficients are Jordan's, chosen for a steep start: the values end between 0.7 and 1.2.
+
+    >>> singular = torch.linalg.svdvals(orthogonalized(torch.diag(torch.tensor([1.0, 5.0, 20.0]))))
+    >>> bool((0.6 < singular).all() and (singular < 1.3).all())
+    True
+    """
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(5):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return x.T if tall else x
+
+
+class MuonAdamW:
+    """Muon for the hidden matrices, AdamW for all else: one optimizer."""
 
     def __init__(
         self,
@@ -112,53 +164,28 @@ class MuonAdamW:
         if not hidden:
             raise ConfigError("muon needs a hidden matrix, and this model has none", hint="try optimizer.name=adamw")
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-        self.matrices = [(p, hidden[n]) for n, p in named if n in hidden]
         rest = [(n, p) for n, p in named if n not in hidden]
-        # Muon is given views of the parameters; `step` points them at the storage and gradients of the moment.
-        views = [
-            (f"{n}[{i}]" if hidden[n] > 1 else n, nn.Parameter(matrix))
-            for n, p in named
-            if n in hidden
-            for i, matrix in enumerate(p.detach().chunk(hidden[n]))
-        ]
-        self.views = [view for _, view in views]
-        self.muon = torch.optim.Muon(
-            views, lr=lr, weight_decay=weight_decay, momentum=momentum, adjust_lr_fn="match_rms_adamw"
-        )
-        self.adamw = torch.optim.AdamW(
-            _decay_groups(rest, lr, weight_decay), lr=lr, betas=betas, eps=eps, fused=_fused(rest)
-        )
-        outer = {"params": [p for p, _ in self.matrices], "lr": lr, "initial_lr": lr, "weight_decay": weight_decay}
-        self.param_groups: list[dict[str, Any]] = [outer, *self.adamw.param_groups]
+        self.muon = Muon([(n, p) for n, p in named if n in hidden], hidden, lr, weight_decay, momentum)
+        self.adamw = torch.optim.AdamW(_groups(rest, lr, weight_decay), lr=lr, betas=betas, eps=eps, fused=_fused(rest))
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Those of both."""
+        return [*self.muon.param_groups, *self.adamw.param_groups]
 
     def step(self) -> None:
-        """One update by both, with the rates and decays that `param_groups` has now."""
-        self._hand_down()
-        views = iter(self.views)
-        for parameter, count in self.matrices:
-            gradients = [None] * count if parameter.grad is None else parameter.grad.chunk(count)
-            for matrix, gradient in zip(parameter.detach().chunk(count), gradients, strict=True):
-                view = next(views)
-                view.data, view.grad = matrix, gradient
-        optimizers: tuple[torch.optim.Optimizer, ...] = (self.muon, self.adamw)
-        for optimizer in optimizers:
-            optimizer.step()
-        for view in self.views:
-            view.grad = None  # or it would keep the whole gradient alive
+        """One update by both."""
+        self.muon.step()
+        self.adamw.step()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients, as torch's optimizers do."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if set_to_none:
-                    parameter.grad = None
-                elif parameter.grad is not None:
-                    parameter.grad.zero_()
+        """Forget the gradients."""
+        self.muon.zero_grad(set_to_none)
+        self.adamw.zero_grad(set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
-        """Of the form that torch's optimizers have: Muon's entries first, then AdamW's."""
-        self._hand_down()
-        muon, adamw, shift = self.muon.state_dict(), self.adamw.state_dict(), len(self.views)
+        """Of the form that torch's optimizers have: Muon's parameters first, then AdamW's."""
+        muon, adamw, shift = self.muon.state_dict(), self.adamw.state_dict(), len(self.muon.stacked)
         groups = [group | {"params": [i + shift for i in group["params"]]} for group in adamw["param_groups"]]
         return {
             "state": muon["state"] | {i + shift: values for i, values in adamw["state"].items()},
@@ -167,19 +194,12 @@ class MuonAdamW:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` gave."""
-        state, (first, *others), shift = state_dict["state"], state_dict["param_groups"], len(self.views)
+        state, (first, *others), shift = state_dict["state"], state_dict["param_groups"], len(self.muon.stacked)
+        muon = {i: values for i, values in state.items() if i < shift}
+        adamw = {i - shift: values for i, values in state.items() if i >= shift}
         groups = [group | {"params": [i - shift for i in group["params"]]} for group in others]
-        self.muon.load_state_dict({"state": {i: v for i, v in state.items() if i < shift}, "param_groups": [first]})
-        self.adamw.load_state_dict(
-            {"state": {i - shift: v for i, v in state.items() if i >= shift}, "param_groups": groups}
-        )
-        outer = self.param_groups[0]
-        outer = {key: value if key == "params" else first[key] for key, value in outer.items()}
-        self.param_groups = [outer, *self.adamw.param_groups]
-
-    def _hand_down(self) -> None:
-        outer = self.param_groups[0]
-        self.muon.param_groups[0].update({k: v for k, v in outer.items() if k != "params"})
+        self.muon.load_state_dict({"state": muon, "param_groups": [first]})
+        self.adamw.load_state_dict({"state": adamw, "param_groups": groups})
 
 
 def hidden_matrices(model: nn.Module) -> dict[str, int]:
@@ -208,7 +228,7 @@ def hidden_matrices(model: nn.Module) -> dict[str, int]:
     }
 
 
-def _decay_groups(named: Named, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+def _groups(named: Named, lr: float, weight_decay: float) -> list[dict[str, Any]]:
     """Matrices with decay, the rest without; one group where there is no difference, since each group costs a call."""
     parts = [(named, 0.0)]
     if weight_decay:
