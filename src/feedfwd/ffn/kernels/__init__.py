@@ -14,9 +14,9 @@ from feedfwd.ffn.kernels import function
 from feedfwd.ffn.kernels.formulas import SIGMA
 from feedfwd.ffn.kernels.function import Form
 from feedfwd.ffn.kernels.pages import release
-from feedfwd.ffn.kernels.plan import Path, explain, form_of, plain, serves
+from feedfwd.ffn.kernels.plan import Path, explain, form_of, plain, report, why_plain
 
-__all__ = ["Path", "dense", "explain", "feed_forward", "gated", "plain", "release", "serves"]
+__all__ = ["Path", "dense", "explain", "feed_forward", "gated", "plain", "release"]
 
 
 def gated(
@@ -76,11 +76,17 @@ def _run(x: Tensor, first: Tensor, bias: Tensor | None, down: Tensor, down_bias:
     return function.apply(x, first, bias, down, down_bias, form)
 
 
-def feed_forward(layer: Any, x: Tensor) -> Tensor:
-    """What `layer` (a DenseFFN or GatedFFN that the kernels serve) makes of x, its norm already applied."""
-    form = form_of(layer)
+def feed_forward(layer: Any, x: Tensor) -> Tensor | None:
+    """What `layer`, a DenseFFN or GatedFFN, makes of x after its norm; None where its plain formula must run.
+
+    The log says why it must, once for each reason; `explain` says it at any time.
+    """
+    if reason := why_plain(layer, x):
+        report(type(layer).__name__, reason)
+        return None
+    form, down = form_of(layer), layer._modules["down"]._parameters
     if form.gated:
-        first, bias = layer.gate_up, layer.gate_up_bias
+        first, bias = layer._parameters["gate_up"], layer._parameters["gate_up_bias"]
     else:
         first, bias = layer.up.weight, layer.up.bias
-    return _run(x, first, bias, layer.down.weight, layer.down.bias, form)
+    return _run(x, first, bias, down["weight"], down["bias"], form)

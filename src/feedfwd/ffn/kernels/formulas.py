@@ -7,7 +7,7 @@ CPU with a C compiler, `triton` on a GPU) are tested against it. It works on blo
 # N tokens, H hidden width
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -66,7 +66,12 @@ class Dropout(NamedTuple):
     """
 
     p: float
-    seed: Tensor  # (), int64
+    seed: Tensor  # (), int64; a tensor so that a GPU needn't wait for it
+
+    @classmethod
+    def draw(cls, p: float, x: Tensor) -> Self:
+        """A new mask for x, its seed from torch's own generator."""
+        return cls(p, torch.empty((), dtype=torch.int64, device=x.device).random_())
 
     @property
     def dropped(self) -> int:  # of 65536

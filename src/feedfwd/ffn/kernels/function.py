@@ -9,14 +9,18 @@ So z is used up, and a second backward through the same graph raises.
 
 # N tokens, D model width, H hidden width, M = 2H where gated and H where dense
 
+import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from feedfwd.ffn.kernels import native, pages
+from feedfwd.ffn.kernels import gpu, native, pages
 from feedfwd.ffn.kernels.formulas import FROM_OUTPUT, Dropout, Passes, TorchPasses
+
+aten = torch.ops.aten
 
 
 class Form(NamedTuple):
@@ -32,22 +36,16 @@ class Form(NamedTuple):
         return not self.gated and self.sigma in FROM_OUTPUT
 
 
-def choose(sigma: str, dtype: torch.dtype, device: torch.device) -> tuple[Passes, str]:
-    """The pointwise passes for this device and precision, and why not better ones ("" where there are none)."""
-    if device.type == "cuda":
-        from feedfwd.ffn.kernels import gpu
-
+@functools.cache
+def choose(sigma: str, dtype: torch.dtype, device: str) -> tuple[Passes, str]:
+    """The pointwise passes for this precision and kind of device, and why not faster ones ("" where there are none)."""
+    if device == "cuda":
         reason = gpu.why_not(sigma, dtype)
         return (TorchPasses(sigma), reason) if reason else (gpu.TritonPasses(sigma), "")
-    if device.type == "cpu":
+    if device == "cpu":
         compiled, reason = native.passes(sigma, dtype)
         return compiled or TorchPasses(sigma), reason
-    return TorchPasses(sigma), f"nothing better is written for {device.type}"
-
-
-def draw(form: Form, x: Tensor) -> Tensor | None:
-    """Dropout's seed, from torch's own generator, as a tensor so that a GPU needn't wait for it."""
-    return torch.empty((), dtype=torch.int64, device=x.device).random_() if form.p else None
+    return TorchPasses(sigma), f"no faster ones are written for {device}"
 
 
 def forward(
@@ -56,22 +54,19 @@ def forward(
     bias: Tensor | None,
     down: Tensor,
     down_bias: Tensor | None,
-    seed: Tensor | None,
+    dropout: Dropout | None,
     form: Form,
 ) -> tuple[Tensor, Tensor]:
-    """y, and what the backward needs besides x: z, or a where σ' follows from it."""
-    x_ND = x.reshape(-1, x.shape[-1])
-    passes, dropout = _setting(form, x, seed)
-    z_NM = _linear(x_ND, first, bias, pages.empty((len(x_ND), first.shape[0]), like=x))
+    """y (..., D), and what the backward needs besides x: z (N, M), or a where σ' follows from it."""
+    passes = choose(form.sigma, x.dtype, x.device.type)[0]
+    z_NM = _linear(_rows(x), first, bias)
     if form.gated:
-        a_NH = pages.empty((len(x_ND), down.shape[1]), like=x)
+        a_NH = pages.empty((z_NM.shape[0], down.shape[1]), like=x)
         passes.gated_forward(z_NM, a_NH, dropout)
     else:
         a_NH = z_NM if form.from_output else pages.empty(z_NM.shape, like=x)
         passes.dense_forward(z_NM, a_NH, dropout)
-    y = pages.empty((*x.shape[:-1], down.shape[0]), like=x)
-    _linear(a_NH, down, down_bias, y.view(len(x_ND), down.shape[0]))
-    return y, z_NM
+    return _linear(a_NH, down, down_bias, (*x.shape[:-1], down.shape[0])), z_NM
 
 
 def backward(
@@ -81,19 +76,19 @@ def backward(
     first: Tensor,
     bias: Tensor | None,
     down: Tensor,
-    seed: Tensor | None,
+    dropout: Dropout | None,
     form: Form,
-    needs: tuple[bool, ...],
+    needs: Sequence[bool],
 ) -> list[Tensor | None]:
     """The gradients of x, first, bias, down and down_bias, those that `needs` asks for. `kept` is overwritten."""
-    x_ND, dy_ND = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1]).contiguous()
-    passes, dropout = _setting(form, x, seed)
+    passes = choose(form.sigma, x.dtype, x.device.type)[0]
+    x_ND, dy_ND = _rows(x), _rows(dy).contiguous()
     if kept is None:
-        kept = _linear(x_ND, first, bias, pages.empty((len(x_ND), first.shape[0]), like=x))
+        kept = _linear(x_ND, first, bias)
         if form.from_output:
             passes.dense_forward(kept, kept, dropout)
     grads: list[Tensor | None] = [None] * 5
-    da_NH = torch.mm(dy_ND, down, out=pages.empty((len(x_ND), down.shape[1]), like=x))
+    da_NH = _product(dy_ND, down)
     if form.from_output:
         a_NH, dz_NM = kept, da_NH
         passes.output_backward(a_NH, dz_NM, dropout.scale if dropout else 1.0)
@@ -101,27 +96,46 @@ def backward(
         a_NH, dz_NM = da_NH, kept
         (passes.gated_backward if form.gated else passes.dense_backward)(kept, da_NH, dropout)
     if needs[3]:
-        grads[3] = torch.mm(dy_ND.t(), a_NH, out=pages.empty(down.shape, like=down))
+        grads[3] = _product(dy_ND.t(), a_NH)
     del a_NH, da_NH  # where it isn't dz, its memory serves dx
     if needs[4]:
         grads[4] = dy_ND.sum(0)
     if needs[2]:
         grads[2] = dz_NM.sum(0)
     if needs[1]:
-        grads[1] = torch.mm(dz_NM.t(), x_ND, out=pages.empty(first.shape, like=first))
+        grads[1] = _product(dz_NM.t(), x_ND)
     if needs[0]:
-        dx = grads[0] = pages.empty(x.shape, like=x)
-        torch.mm(dz_NM, first, out=dx.view(x_ND.shape))
+        grads[0] = _product(dz_NM, first, x.shape)
     return grads
 
 
-def _setting(form: Form, x: Tensor, seed: Tensor | None) -> tuple[Passes, Dropout | None]:
-    return choose(form.sigma, x.dtype, x.device)[0], None if seed is None else Dropout(form.p, seed)
+def _rows(x: Tensor) -> Tensor:  # (..., D) -> (N, D)
+    return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
-    # The bias goes into the product's fp32 sum: added to a rounded product, it would flip the sign of some small z.
-    return torch.mm(x, weight.t(), out=out) if bias is None else torch.addmm(bias, x, weight.t(), out=out)
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, shape: Sequence[int] = ()) -> Tensor:
+    """x weightᵀ + bias. The bias goes into the fp32 sum: added to a rounded product it would flip small z's sign."""
+    out = pages.warm(shape or (x.shape[0], weight.shape[0]), like=x)
+    if out is None:
+        return _shaped(F.linear(x, weight, bias), shape)
+    if bias is None:
+        torch.mm(x, weight.t(), out=_rows(out))
+    else:
+        torch.addmm(bias, x, weight.t(), out=_rows(out))
+    return out
+
+
+def _product(a: Tensor, b: Tensor, shape: Sequence[int] = ()) -> Tensor:
+    out = pages.warm(shape or (a.shape[0], b.shape[1]), like=a)
+    if out is None:
+        return _shaped(torch.mm(a, b), shape)
+    torch.mm(a, b, out=_rows(out))
+    return out
+
+
+def _shaped(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """x in this shape, and no view: into a view made in here, autograd would let nobody write."""
+    return x if not shape or x.shape == shape else aten._unsafe_view(x, shape)
 
 
 class FeedForward(torch.autograd.Function):
@@ -137,23 +151,31 @@ class FeedForward(torch.autograd.Function):
         down_bias: Tensor | None,
         form: Form,
     ) -> Tensor:
-        x, seed = x.contiguous(), draw(form, x)
-        y, kept = forward(x, first, bias, down, down_bias, seed, form)
+        x = x.contiguous()
+        dropout = Dropout.draw(form.p, x) if form.p else None
+        y, kept = forward(x, first, bias, down, down_bias, dropout, form)
+        seed = dropout.seed if dropout else None
         ctx.save_for_backward(x, None if form.recompute else kept, first, bias, down, seed)
         ctx.form, ctx.spent = form, False
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.spent:
             raise RuntimeError(
-                "a second backward through the same feed-forward layer: the first one overwrote what was kept; "
-                "run the forward again, or under feedfwd.ffn.plain(), which keeps more"
+                "a second backward through the same feed-forward layer: the first overwrote what was kept; "
+                "run the forward again, or under feedfwd.ffn.plain()"
+            )
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "create_graph=True through a feed-forward layer's kernels, which have no second derivative; "
+                "run the forward under feedfwd.ffn.plain()"
             )
         ctx.spent = True
         x, kept, first, bias, down, seed = ctx.saved_tensors
-        return *backward(dy, x, kept, first, bias, down, seed, ctx.form, ctx.needs_input_grad[:5]), None
+        form = ctx.form
+        dropout = Dropout(form.p, seed) if form.p else None
+        return *backward(dy, x, kept, first, bias, down, dropout, form, ctx.needs_input_grad[:5]), None
 
 
 @torch.library.custom_op("feedfwd::feed_forward", mutates_args=())
@@ -170,9 +192,9 @@ def _compiled_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The form for torch.compile, which sees it as one node: y, what was kept, the seed."""
     x, form = x.contiguous(), Form(gated, sigma, p, recompute)
-    seed = draw(form, x)
-    y, kept = forward(x, first, bias, down, down_bias, seed, form)
-    return y, x.new_empty(0) if recompute else kept, x.new_empty(0, dtype=torch.int64) if seed is None else seed
+    dropout = Dropout.draw(p, x) if p else None
+    y, kept = forward(x, first, bias, down, down_bias, dropout, form)
+    return y, x.new_empty(0) if recompute else kept, dropout.seed if dropout else x.new_empty(0, dtype=torch.int64)
 
 
 @_compiled_forward.register_fake
@@ -192,7 +214,7 @@ def _(
     return x.new_empty(*x.shape[:-1], down.shape[0]), kept, x.new_empty(() if p else 0, dtype=torch.int64)
 
 
-@torch.library.custom_op("feedfwd::feed_forward_backward", mutates_args=())
+@torch.library.custom_op("feedfwd::feed_forward_backward", mutates_args=("kept",))
 def _compiled_backward(
     dy: Tensor,
     x: Tensor,
@@ -206,12 +228,13 @@ def _compiled_backward(
     p: float,
     recompute: bool,
     needs: list[bool],
-) -> list[Tensor]:
-    """The gradients that are needed, in order. Compiled code may not see its inputs change: z is copied first."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients, empty where not needed. Compiled code is told that `kept` changes, and copies it where it must."""
     form = Form(gated, sigma, p, recompute)
-    held = None if recompute else pages.empty(kept.shape, like=kept).copy_(kept)
-    grads = backward(dy, x.contiguous(), held, first, bias, down, seed if p else None, form, tuple(needs))
-    return [grad for grad in grads if grad is not None]
+    held, dropout = None if recompute else kept, Dropout(p, seed) if p else None
+    grads = backward(dy, x.contiguous(), held, first, bias, down, dropout, form, needs)
+    dx, dfirst, dbias, ddown, ddown_bias = (x.new_empty(0) if grad is None else grad for grad in grads)
+    return dx, dfirst, dbias, ddown, ddown_bias
 
 
 @_compiled_backward.register_fake
@@ -228,9 +251,12 @@ def _(
     p: float,
     recompute: bool,
     needs: list[bool],
-) -> list[Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     shapes = (x.shape, first.shape, first.shape[:1], down.shape, down.shape[:1])
-    return [x.new_empty(shape) for shape, need in zip(shapes, needs, strict=True) if need]
+    dx, dfirst, dbias, ddown, ddown_bias = (
+        x.new_empty(shape if need else 0) for shape, need in zip(shapes, needs, strict=True)
+    )
+    return dx, dfirst, dbias, ddown, ddown_bias
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -242,8 +268,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 def _differentiate(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     needs = list(ctx.needs_input_grad[:5])
-    grads = iter(_compiled_backward(dy, *ctx.saved_tensors, *ctx.form, needs))
-    return *(next(grads) if need else None for need in needs), None, None, None, None
+    grads = _compiled_backward(dy, *ctx.saved_tensors, *ctx.form, needs)
+    return *(grad if need else None for grad, need in zip(grads, needs, strict=True)), None, None, None, None
 
 
 _compiled_forward.register_autograd(_differentiate, setup_context=_keep)

@@ -15,32 +15,36 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-LEAST = 1 << 20  # bytes; malloc itself keeps smaller blocks warm
+LEAST = 1 << 22  # bytes; malloc keeps smaller blocks warm by itself
 KEEP = 60.0  # seconds that a block may lie unused, so that a change of sizes doesn't hold the old ones for ever
 
 _idle: list[tuple[float, Tensor]] = []  # (when it came back, the block), the oldest first
 _lock = threading.RLock()  # reentrant: the garbage collector may bring a block back while this very thread takes one
 
 
-def empty(shape: Sequence[int], like: Tensor) -> Tensor:
-    """An uninitialised tensor of this shape, with the dtype and device of `like`.
+def warm(shape: Sequence[int], like: Tensor) -> Tensor | None:
+    """An uninitialised tensor of this shape, with the dtype of `like`; None where torch's own memory serves as well.
 
-    >>> first = empty((1024, 1024), like=torch.zeros(1))
+    >>> first = warm((2048, 1024), like=torch.zeros(1))
     >>> address = first.data_ptr()
     >>> del first
-    >>> empty((1024, 1000), like=torch.zeros(1)).data_ptr() == address
+    >>> warm((2000, 1024), like=torch.zeros(1)).data_ptr() == address
     True
     """
     size = math.prod(shape) * like.element_size()
-    if like.device.type != "cpu" or size < LEAST:
-        return torch.empty(shape, dtype=like.dtype, device=like.device)
+    if size < LEAST or like.device.type != "cpu":
+        return None
     block = _take(size)
     lease = block.numpy()[:size]  # its own object: dies with the last tensor that rests on it
     weakref.finalize(lease, _put, block).atexit = False
-    flat = torch.frombuffer(lease, dtype=like.dtype)
-    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-    # Not flat.view(shape): autograd forbids to write in place into a result that is a view.
-    return torch.empty(0, dtype=like.dtype).set_(flat.untyped_storage(), 0, tuple(shape), strides)
+    result: Tensor = torch.ops.aten._unsafe_view(torch.frombuffer(lease, dtype=like.dtype), shape)
+    return result
+
+
+def empty(shape: Sequence[int], like: Tensor) -> Tensor:
+    """An uninitialised tensor of this shape, with the dtype and device of `like`, in warm pages where it matters."""
+    out = warm(shape, like)
+    return torch.empty(shape, dtype=like.dtype, device=like.device) if out is None else out
 
 
 def release() -> int:

@@ -67,45 +67,45 @@ def sigma_of(activation: Any) -> str | None:
 
 def why_plain(layer: Any, x: Tensor) -> str:
     """Why a DenseFFN or GatedFFN takes its plain formula for x, or "" where the kernels serve."""
-    gated = hasattr(layer, "gate_up")
-    linears = (layer.down,) if gated else (layer.up, layer.down)
-    inner = (*linears, layer.activation, layer.dropout)
-    first = layer.gate_up if gated else layer.up.weight
+    modules = layer._modules  # looked up here rather than as attributes, which costs a small layer its lead
+    down, activation, dropout = modules["down"], modules["activation"], modules["dropout"]
+    gated = "gate_up" in layer._parameters
+    linears = (down,) if gated else (modules["up"], down)
+    first, second = layer._parameters["gate_up"] if gated else modules["up"].weight, down.weight
     if not _enabled:
         return "under feedfwd.ffn.plain()"
     if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
         return "the layer is being exported"
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         return "torch.func transforms need each operation's own derivative"
-    if sigma_of(layer.activation) is None:
-        return f"no kernel is written for {layer.activation}"
-    if type(layer.dropout) is not nn.Dropout:
-        return f"no kernel is written for {type(layer.dropout).__name__} as dropout"
-    if any(type(linear) not in (Linear, nn.Linear) for linear in linears):
-        return f"{', '.join(type(linear).__name__ for linear in linears)} in place of a plain linear map"
-    if any(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks for module in inner):
-        return "a hook sits on a part of the layer, and must see what it computes"
-    tensors = (x, first, layer.down.weight)
-    for tensor in tensors:
+    if sigma_of(activation) is None:
+        return f"no kernel is written for {activation}"
+    if type(dropout) is not nn.Dropout:
+        return f"no kernel is written for {type(dropout).__name__} as dropout"
+    for linear in linears:
+        if type(linear) not in (Linear, nn.Linear):
+            return f"{type(linear).__name__} in place of a plain linear map"
+    for part in (*linears, activation, dropout):
+        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
+            return f"a hook sits on its {type(part).__name__}, and must see what passes there"
+    for tensor in (x, first, second):
         if type(tensor) not in (Tensor, nn.Parameter):
             return f"a {type(tensor).__name__} has its own operations"
-    if not torch.is_autocast_enabled(x.device.type) and any(tensor.dtype != x.dtype for tensor in tensors):
+    if not (x.dtype == first.dtype == second.dtype) and not torch.is_autocast_enabled(x.device.type):
         return f"x is {_short(x.dtype)} and the weights are {_short(first.dtype)}"
     if x.dtype not in DTYPES:
         return f"no kernel is written for {_short(x.dtype)}"
     return ""
 
 
-def serves(layer: Any, x: Tensor) -> bool:
-    """Whether the kernels serve; where they don't, the log says why, once for each reason."""
-    reason = why_plain(layer, x)
-    if reason and not torch.compiler.is_compiling():
-        _tell(type(layer).__name__, reason)
-    return not reason
+def report(kind: str, reason: str) -> None:
+    """Say in the log, once, that a kind of layer takes its plain formula, and why."""
+    if not torch.compiler.is_compiling():
+        _report(kind, reason)
 
 
 @functools.cache
-def _tell(kind: str, reason: str) -> None:
+def _report(kind: str, reason: str) -> None:
     logging.getLogger("feedfwd.ffn").info("%s takes its plain formula: %s", kind, reason)
 
 
@@ -128,7 +128,7 @@ def explain(layer: Any, x: Tensor) -> Path:
     """Which path `layer` takes for `x` in its present mode (training, autocast, device, dtype), and why.
 
     >>> from feedfwd.ffn import DenseFFN
-    >>> print(explain(DenseFFN(8, 32), torch.zeros(4, 8, dtype=torch.float64)))
+    >>> print(explain(DenseFFN(8, 32).double(), torch.zeros(4, 8, dtype=torch.float64)))
     kernels, pointwise passes by torch's operations (float64 is not written in C); kept for the backward: x and a
     """
     if not (hasattr(layer, "down") and (hasattr(layer, "gate_up") or hasattr(layer, "up"))):
@@ -139,17 +139,17 @@ def explain(layer: Any, x: Tensor) -> Path:
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     form = form_of(layer)
-    passes, reason = choose(form.sigma, dtype, x.device)
+    passes, reason = choose(form.sigma, dtype, device)
     kept = "x" if form.recompute else "x and a" if form.from_output else "x, gate and up" if form.gated else "x and z"
     return Path(True, passes.name, reason, kept)
 
 
 def form_of(layer: Any) -> Form:
     """What a layer computes at this moment."""
-    sigma = sigma_of(layer.activation)
+    sigma, dropout = sigma_of(layer._modules["activation"]), layer._modules["dropout"]
     assert sigma in SIGMA
-    p = layer.dropout.p if layer.dropout.training else 0.0
-    return Form(hasattr(layer, "gate_up"), sigma, p, layer.recompute)
+    p = dropout.p if dropout.training else 0.0
+    return Form("gate_up" in layer._parameters, sigma, p, layer.recompute)
 
 
 def _short(dtype: torch.dtype) -> str:

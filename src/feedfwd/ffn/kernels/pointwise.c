@@ -120,15 +120,20 @@ INLINE void dense_backward_row(num *restrict z, num *restrict da, const int16_t 
   }
 }
 
-#define ROWS \
-  _Pragma("omp parallel for schedule(static) num_threads(threads) if (threads > 1)") for (long i = 0; i < n; i++)
+/* One thread stays out of OpenMP: a team of one would end torch's other threads, which then have to be started again. */
+#define ROWS(BODY)                                                                                                  \
+  if (threads > 1) {                                                                                                \
+    _Pragma("omp parallel for schedule(static) num_threads(threads)") for (long i = 0; i < n; i++) { BODY; }        \
+  } else {                                                                                                          \
+    for (long i = 0; i < n; i++) { BODY; }                                                                          \
+  }
 /* With and without a mask are spelt out, so that no inner loop tests for one. */
 #define SWEEP(NAME, ROW, ...)                                                                                       \
   void NAME(num *z, num *a, const int16_t *bits, int threshold, float scale, long n, long h, int threads) {         \
     if (bits) {                                                                                                     \
-      ROWS { ROW(__VA_ARGS__, a + i * h, bits + i * h, h, threshold, scale, 1); }                                   \
+      ROWS(ROW(__VA_ARGS__, a + i * h, bits + i * h, h, threshold, scale, 1))                                       \
     } else {                                                                                                        \
-      ROWS { ROW(__VA_ARGS__, a + i * h, bits, h, threshold, scale, 0); }                                           \
+      ROWS(ROW(__VA_ARGS__, a + i * h, bits, h, threshold, scale, 0))                                               \
     }                                                                                                               \
   }
 
@@ -142,9 +147,11 @@ INLINE float relu_output(float a, float scale) { return a > 0.0f ? scale : 0.0f;
 INLINE float relu2_output(float a, float scale) { return 2.0f * sqrtf(scale * a); } /* a is scale relu(z)^2 */
 
 #ifdef OUTPUT
-void output_backward(const num *restrict a, num *restrict da, float scale, long n, long h, int threads) {
-  ROWS {
-    for (long j = i * h; j < i * h + h; j++) da[j] = store(load(da[j]) * OUTPUT(load(a[j]), scale));
-  }
+INLINE void output_backward_row(const num *restrict a, num *restrict da, long h, float scale) {
+  for (long j = 0; j < h; j++) da[j] = store(load(da[j]) * OUTPUT(load(a[j]), scale));
+}
+
+void output_backward(const num *a, num *da, float scale, long n, long h, int threads) {
+  ROWS(output_backward_row(a + i * h, da + i * h, h, scale))
 }
 #endif
