@@ -2,6 +2,8 @@
 
 # B rows, T tokens, W width, H query heads, K key and value heads, D head width, V vocabulary
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,25 +59,39 @@ class Attention(nn.Module):
         )
 
     def forward(self, x: Tensor, turn: Turn, sight: Sight) -> Tensor:  # (B, T, W) -> (B, T, W)
+        return self.joined(attend(*self.turned(x, turn), sight))
+
+    def turned(self, x: Tensor, turn: Turn) -> tuple[Tensor, Tensor, Tensor]:  # (B, T, W) -> (B, H or K, T, D)
+        """Queries, keys and values as the attention takes them."""
         q, k, v = self.project(x)
-        q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = self.q_norm(q), self.k_norm(k), v.transpose(1, 2)
         if turn is None:
-            q, k = q.transpose(1, 2), k.transpose(1, 2)
-        else:
-            q, k = rotate(q, *turn), rotate(k, *turn)
-        return self.out(attend(q, k, v.transpose(1, 2), sight).transpose(1, 2).flatten(2))
+            return q.transpose(1, 2), k.transpose(1, 2), v
+        return rotate(q, *turn), rotate(k, *turn), v
+
+    def joined(self, y: Tensor) -> Tensor:  # (B, H, T, D) -> (B, T, W)
+        """What the heads found, as the residual stream takes it."""
+        out: Tensor = self.out(y.transpose(1, 2).flatten(2))
+        return out
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # (B, T, W) -> (B, T, H, D), twice (B, T, K, D)
-        """Queries, keys and values, from one product unless a map was replaced, by an adapted one for instance."""
-        maps = (self.q, self.k, self.v)
-        if all(type(m) is Linear for m in maps):
-            bias = None if self.q.bias is None else torch.cat([m.bias for m in maps])
-            y = F.linear(x, torch.cat([m.weight for m in maps]), bias)
-            y = y.view(*x.shape[:2], -1, self.head_width)
-            q, k, v = torch.split(y, [self.heads, self.kv_heads, self.kv_heads], 2)
-            return q, k, v
-        q, k, v = (m(x).view(*x.shape[:2], -1, self.head_width) for m in maps)
+        """Queries, keys and values, from one product where that can be."""
+        packed = self.packed_map()
+        if packed is None:
+            y = torch.cat([m(x) for m in (self.q, self.k, self.v)], -1)
+        else:
+            y = F.linear(x, *packed)
+        y = y.view(*x.shape[:2], -1, self.head_width)
+        q, k, v = torch.split(y, [self.heads, self.kv_heads, self.kv_heads], 2)
         return q, k, v
+
+    def packed_map(self) -> tuple[Tensor, Tensor | None] | None:
+        """Weight and bias of the three maps as one; None where one was replaced, by an adapted one for instance."""
+        maps = (self.q, self.k, self.v)
+        if any(type(m) is not Linear for m in maps):
+            return None
+        bias = None if self.q.bias is None else torch.cat([m.bias for m in maps])
+        return torch.cat([m.weight for m in maps]), bias
 
 
 class Block(nn.Module):
@@ -88,11 +104,12 @@ class Block(nn.Module):
         self.dropout = parts.dropout(p)
         self.post = post
 
-    def forward(self, x: Tensor, turn: Turn, sight: Sight) -> Tensor:  # (B, T, W) -> (B, T, W)
+    def forward(self, x: Tensor, attention: Callable[[Tensor], Tensor]) -> Tensor:  # (B, T, W) -> (B, T, W)
+        """`attention` is this block's, told what to look at."""
         if self.post:
-            x = self.attention_norm(x + self.dropout(self.attention(x, turn, sight)))
+            x = self.attention_norm(x + self.dropout(attention(x)))
             return self.ffn_norm(x + self.dropout(self.ffn(x)))
-        x = x + self.dropout(self.attention(self.attention_norm(x), turn, sight))
+        x = x + self.dropout(attention(self.attention_norm(x)))
         return x + self.dropout(self.ffn(self.ffn_norm(x)))
 
 
@@ -226,11 +243,12 @@ class Transformer(nn.Module):
         if documents is None and self.end is not None:
             documents = documents_of(ids, self.end)
         sight, turn = Sight(self.causal, self.window, documents), self.turn(ids.shape[1], ids.device)
-        for block in self.blocks:
+        for block in self.each_block():
+            attention = partial(block.attention, turn=turn, sight=sight)
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, turn, sight, use_reentrant=False)
+                x = checkpoint(block, x, attention, use_reentrant=False)
             else:
-                x = block(x, turn, sight)
+                x = block(x, attention)
         return self.norm(x)
 
     def embed(self, ids: Tensor, positions: Tensor) -> Tensor:  # (B, T), (T,) or (B, T) -> (B, T, W)
@@ -249,6 +267,12 @@ class Transformer(nn.Module):
             positions = torch.arange(tokens, device=device)
             self._turns = {key: tables(positions, self.head_width, self.rope_base, self.rope_scaling)}
         return self._turns[key]
+
+    def each_block(self) -> Iterator["Block"]:
+        """The blocks by their type, which a ModuleList forgets."""
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            yield block
 
     @property
     def head_weight(self) -> Tensor:

@@ -82,14 +82,15 @@ class Chunked(torch.autograd.Function):
             p_NV = torch.mm(h_ND, weight.t(), out=buffer[: len(h_ND)])
             own_N = p_NV.gather(1, t_N1).squeeze(1).float()
             torch.softmax(p_NV, -1, out=p_NV)
-            log_p_N = p_NV.gather(1, t_N1).squeeze(1).float().log()
+            p_N = p_NV.gather(1, t_N1).squeeze(1).float()
+            log_p_N = p_N.log()
             lost = log_p_N.isinf()  # too improbable for the number format
             if lost.any():
                 log_p_N[lost] = F.log_softmax((h_ND[lost] @ weight.t()).float(), -1).gather(1, t_N1[lost]).squeeze(1)
             lse_N = own_N - log_p_N
             total += (s_N * (z_loss * lse_N.square() - log_p_N)).sum()
             c_N = 1 + 2 * z_loss * lse_N
-            p_NV.scatter_add_(1, t_N1, (-1 / c_N).to(p_NV.dtype).unsqueeze(1))  # p - t / c
+            p_NV.scatter_(1, t_N1, (p_N - 1 / c_N).to(p_NV.dtype).unsqueeze(1))  # p - t / c
             factor_N1 = (s_N * c_N).unsqueeze(1)
             if dh is not None:
                 torch.mm(p_NV, weight, out=dh[part]).mul_(factor_N1)
