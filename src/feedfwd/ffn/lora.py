@@ -16,57 +16,11 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from feedfwd.errors import ConfigError, nearest
-from feedfwd.ffn.dense import DenseFFN
-from feedfwd.ffn.gated import GatedFFN, GatedLinear
+from feedfwd.ffn.adapted import ADAPTED, PLAIN
 from feedfwd.ffn.lora_linear import KINDS, Adapter, LoRALinear
-
-
-class AdaptedDense(DenseFFN):
-    """A DenseFFN of which a linear map is adapted."""
-
-    def forward(self, x: Tensor) -> Tensor:  # (..., D) -> (..., D)
-        return self.down(self.dropout(self.activation(self.up(self.norm(x)))))
-
-
-class AdaptedGatedLinear(GatedLinear):
-    """A GatedLinear whose `gate_up` has become a LoRALinear."""
-
-    def forward(self, x: Tensor) -> Tensor:  # (..., inputs) -> (..., outputs)
-        return _gated(self, x)
-
-    def extra_repr(self) -> str:
-        return ""
-
-
-class AdaptedGated(GatedFFN):
-    """A GatedFFN of which `gate_up`, `down` or both are adapted."""
-
-    def forward(self, x: Tensor) -> Tensor:  # (..., D) -> (..., D)
-        return self.down(self.dropout(_gated(self, self.norm(x))))
-
-    def extra_repr(self) -> str:
-        return ""
-
-
-def _gated(layer: GatedLinear, x: Tensor) -> Tensor:
-    """σ(gate) ⊙ up, of a layer whose gate_up may be adapted."""
-    gate_up: Any = layer.gate_up
-    product = gate_up(x) if isinstance(gate_up, nn.Module) else F.linear(x, gate_up, layer.gate_up_bias)
-    gate, up = product.chunk(2, dim=-1)
-    return layer.activation(gate) * up
-
-
-# A layer reads its weights where it is fast; once one of them is adapted, it asks the adapted map instead.
-ADAPTED: dict[type[nn.Module], type[nn.Module]] = {
-    DenseFFN: AdaptedDense,
-    GatedLinear: AdaptedGatedLinear,
-    GatedFFN: AdaptedGated,
-}
-PLAIN = {adapted: plain for plain, adapted in ADAPTED.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from feedfwd.errors import ConfigError, nearest
-from feedfwd.ffn.low_rank import low_rank_linear, runs_plain
+from feedfwd.ffn.low_rank import Hidden, low_rank_linear, runs_plain
 
 METHODS = ("lora", "rslora", "dora")
 KINDS = ("lora_A", "lora_B", "lora_magnitude", "lora_bias")  # the tensors an adapter may have
@@ -103,10 +103,13 @@ class LoRALinear(nn.Module):
             for key, parameter in getattr(self, kind).items():
                 parameter.requires_grad_(key == name)
 
-    def forward(self, x: Tensor) -> Tensor:  # (..., D) -> (..., H)
+    def forward(self, x: Tensor, hidden: Hidden | None = None) -> Tensor:  # (..., D) -> (..., H)
+        """The adapted map of x, or with `hidden` of what that makes of x."""
         name = self.active
         if name is None or self.merged:
-            return self.base(x)
+            if hidden is None:
+                return self.base(x)
+            return low_rank_linear(x, self.base.weight, self.base.bias, None, None, hidden=hidden)
         adapter = self.adapters[name]
         return low_rank_linear(
             x,
@@ -118,6 +121,7 @@ class LoRALinear(nn.Module):
             dropout=adapter.dropout if self.training else 0.0,
             gain=self._gain(name),
             groups=self.groups,
+            hidden=hidden,
         )
 
     def explain(self) -> str:

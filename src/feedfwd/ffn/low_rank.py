@@ -6,51 +6,85 @@ Plain autograd writes the correction beside the product, scales it, adds it, and
 Here the correction is added inside the product's own buffer, and the only things kept for backward are x and the
 (N, R) product drop(x) Aᵀ: the mask is drawn again from its seed. The weight is frozen, so its gradient is never formed,
 and every gradient of the correction goes through dY B, which is as narrow as the rank.
+
+In a feed-forward layer x is what the activation made of the first product z. The map then takes z itself and keeps that
+in x's place, for the activation's slope needs z anyway and x follows from it.
 """
 
 # N tokens, D inputs, H outputs, R rank, G matrices stacked in one weight (1, or 2 for gate and up)
 
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from feedfwd.ffn.kernels import pages
+from feedfwd.ffn.kernels import pages, plan
+from feedfwd.ffn.kernels.formulas import Dropout
+from feedfwd.ffn.kernels.function import choose
 from feedfwd.ffn.products import linear
 
 STEPS = 2**16  # a dropout rate is a multiple of 1/STEPS
+
+
+class Hidden(NamedTuple):
+    """What stands between the two maps of a feed-forward layer: dropout(σ(z)), or dropout(σ(g) ⊙ u) for z = [g | u]."""
+
+    gated: bool
+    sigma: str
+    dropout: Dropout | None
+
+    @classmethod
+    def of(cls, sigma: str, gated: bool, dropout: nn.Dropout, z: Tensor) -> Self:
+        """With a mask of its own, where the dropout is on."""
+        return cls(gated, sigma, Dropout.draw(dropout.p, z) if dropout.training and dropout.p else None)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """z (N, M) -> x (N, D)."""
+        passes = choose(self.sigma, z.dtype, z.device.type)[0]
+        x = pages.empty((z.shape[0], z.shape[1] // 2 if self.gated else z.shape[1]), like=z)
+        (passes.gated_forward if self.gated else passes.dense_forward)(z, x, self.dropout)
+        return x
+
+    def backward(self, z: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
+        """dz and x, written over z and dx."""
+        passes = choose(self.sigma, z.dtype, z.device.type)[0]
+        (passes.gated_backward if self.gated else passes.dense_backward)(z, dx, self.dropout)
+        return z, dx
 
 
 def low_rank_linear(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    a: Tensor,
-    b: Tensor,
-    scale: float,
+    a: Tensor | None,
+    b: Tensor | None,
+    scale: float = 1.0,
     *,
     dropout: float = 0.0,
     gain: Tensor | None = None,
     groups: int = 1,
+    hidden: Hidden | None = None,
 ) -> Tensor:
     """gain ⊙ (x Wᵀ + scale · drop(x) Aᵀ Bᵀ) + bias, for x (…, D), weight (H, D), a (G·R, D), b (H, R).
 
     A weight of `groups` matrices has as many of a and b, stacked as the matrices are: the g-th block of rows of the
     weight is corrected by the g-th blocks of b and a, all of them seeing the same drop(x). `dropout` is the rate at
-    which entries of x are left out of the correction, and `gain` (H,) scales the rows (DoRA). Gradients reach x, bias,
-    a, b and gain; the weight has none, and one that asks for it takes `plain`.
+    which entries of x are left out of the correction, `gain` (H,) scales the rows (DoRA), and with a and b None there
+    is no correction. With `hidden`, x is the product z that it acts on, and a second backward raises, z being used up.
+
+    Gradients reach x, bias, a, b and gain; the weight has none. Where `runs_plain` gives a reason, `plain` runs.
     """
-    if runs_plain(weight):
+    if hidden is None and runs_plain(weight):
         return plain(x, weight, bias, a, b, scale, dropout=dropout, gain=gain, groups=groups)
     dtype = product_dtype(x)
-    x, a, b = x.to(dtype), a.to(dtype), b.to(dtype)
-    bias = None if bias is None else bias.to(dtype)
+    x = x.to(dtype)
+    bias, a, b = (None if t is None else t.to(dtype) for t in (bias, a, b))
     growth = None if gain is None else (gain - 1).to(dtype)  # the gain is close to 1, where bf16 is coarse
     keep = max(1, round((1 - dropout) * STEPS)) / STEPS
     seed = int(torch.empty((), dtype=torch.int64).random_()) if keep < 1 else 0
-    y: Tensor = _LowRankLinear.apply(x, weight, bias, a, b, growth, scale, groups, keep, seed)  # type: ignore[no-untyped-call]
+    y: Tensor = _LowRankLinear.apply(x, weight, bias, a, b, growth, hidden, scale, groups, keep, seed)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -58,8 +92,16 @@ def runs_plain(weight: Tensor) -> str:
     """Why the formula is left to autograd, or "" where it isn't."""
     if torch.compiler.is_compiling():
         return "the compiler fuses the plain formula by itself"
+    if torch._C._get_tracing_state() is not None:
+        return "the layer is being exported"
+    if not plan._enabled:
+        return "under feedfwd.ffn.plain()"
+    if torch._C._are_functorch_transforms_active():
+        return "torch.func transforms need each operation's own derivative"
     if weight.requires_grad:
         return "the base weight is being trained too"
+    if type(weight) not in (Tensor, nn.Parameter):
+        return f"a {type(weight).__name__} has its own operations"
     return ""
 
 
@@ -67,21 +109,23 @@ def plain(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    a: Tensor,
-    b: Tensor,
-    scale: float,
+    a: Tensor | None,
+    b: Tensor | None,
+    scale: float = 1.0,
     *,
     dropout: float = 0.0,
     gain: Tensor | None = None,
     groups: int = 1,
 ) -> Tensor:
     """The same as `low_rank_linear`, as the formula reads; its dropout draws differently."""
+    if a is None or b is None:
+        return F.linear(x, weight, bias)
     dtype = product_dtype(x)
     z = F.linear(F.dropout(x, dropout), a.to(dtype))
     parts = zip(z.chunk(groups, -1), b.to(dtype).chunk(groups), strict=True)
     correction = torch.cat([F.linear(z_part, b_part) for z_part, b_part in parts], -1)
     if gain is None:
-        return F.linear(x, weight, bias) + scale * correction
+        return F.linear(x, weight, None if bias is None else bias.to(weight.dtype)) + scale * correction
     y = F.linear(x, weight) + scale * correction
     y = y + y * (gain - 1).to(dtype)
     return y if bias is None else y + bias.to(dtype)
@@ -112,42 +156,46 @@ class _LowRankLinear(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        a: Tensor,
-        b: Tensor,
+        a: Tensor | None,
+        b: Tensor | None,
         growth: Tensor | None,
+        hidden: Hidden | None,
         scale: float,
         groups: int,
         keep: float,
         seed: int,
     ) -> Tensor:
         x_ND = x.reshape(-1, x.shape[-1])
-        seen_ND = x_ND if keep == 1 else keep_mask(x_ND, keep, seed).mul_(x_ND)
-        z_NR = linear(seen_ND, a).mul_(scale / keep)
-        del seen_ND
-        if torch.is_autocast_enabled(x.device.type):  # its casts of frozen weights are not kept: cast again in backward
-            weight_HD = weight.to(x.dtype)
-        else:
-            weight_HD = weight
+        if hidden is not None:
+            x_ND = hidden.forward(x_ND)
+        z_NR = unscaled_NH = None
+        if a is not None:
+            z_NR = linear(_seen(x_ND, keep_mask(x_ND, keep, seed) if keep < 1 else None), a).mul_(scale / keep)
+        # Autocast casts a frozen weight each time: keeping the cast one would double what the weights take.
+        weight_HD = weight.to(x.dtype) if torch.is_autocast_enabled(x.device.type) else weight
         y_NH = linear(x_ND, weight_HD, bias if growth is None else None)
-        for y, z, b_HR in zip(y_NH.chunk(groups, 1), z_NR.chunk(groups, 1), b.chunk(groups), strict=True):
-            y.addmm_(z, b_HR.t())
-        unscaled_NH = None
+        if z_NR is not None and b is not None:
+            for y, z, b_HR in zip(y_NH.chunk(groups, 1), z_NR.chunk(groups, 1), b.chunk(groups), strict=True):
+                y.addmm_(z, b_HR.t())
         if growth is not None:
             unscaled_NH = y_NH
             y_NH = torch.addcmul(y_NH, y_NH, growth)
             if bias is not None:
                 y_NH.add_(bias)
         ctx.save_for_backward(x, weight, a, b, z_NR, growth, unscaled_NH)
-        ctx.constants = scale, groups, keep, seed
+        ctx.constants, ctx.spent = (hidden, scale, groups, keep, seed), False
         return y_NH.view(*x.shape[:-1], y_NH.shape[1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.spent:
+            raise RuntimeError("a second backward through the same adapted feed-forward layer: run its forward again")
         x, weight, a, b, z_NR, growth, unscaled_NH = ctx.saved_tensors
-        scale, groups, keep, seed = ctx.constants
+        hidden, scale, groups, keep, seed = ctx.constants
         needs_x, _, needs_bias, needs_a, needs_b, needs_growth, *_ = ctx.needs_input_grad
-        dx = da = db = dbias = dgrowth = None
+        dx: Any = None
+        da = db = dbias = dgrowth = None
         dy_NH, x_ND = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
         if needs_bias:
             dbias = dy_NH.sum(0)
@@ -155,24 +203,28 @@ class _LowRankLinear(torch.autograd.Function):
             dgrowth = (dy_NH * unscaled_NH).sum(0)
         if growth is not None:
             dy_NH = torch.addcmul(dy_NH, dy_NH, growth)
-        dy_parts, b_parts = dy_NH.chunk(groups, 1), b.chunk(groups)
+        dy_parts = dy_NH.chunk(groups, 1)
         if needs_b:
             z_parts = z_NR.chunk(groups, 1)
             db = _stack([linear(z.t(), dy.t()).t() for dy, z in zip(dy_parts, z_parts, strict=True)], 0)
-        if needs_a or needs_x:
-            dz_NR = _stack([linear(dy, b_HR.t()) for dy, b_HR in zip(dy_parts, b_parts, strict=True)], 1)
-            dz_NR.mul_(scale / keep)
-            mask_ND = keep_mask(x_ND, keep, seed) if keep < 1 else None
-            if needs_a:
-                da = linear(dz_NR.t(), _seen(x_ND, mask_ND).t())
-            if needs_x:  # what dropout hid from the correction gets no gradient through it
-                dx = linear(dy_NH, weight.to(x.dtype).t())
-                if mask_ND is None:
-                    dx.addmm_(dz_NR, a)
-                else:
-                    dx.addcmul_(linear(dz_NR, a.t()), mask_ND)
-                dx = dx.view(x.shape)
-        return dx, None, dbias, da, db, dgrowth, None, None, None, None
+        if needs_x:
+            dx = linear(dy_NH, weight.to(x.dtype).t())
+        elif hidden is not None and needs_a:
+            x_ND = hidden.forward(x_ND)
+        if a is not None and (needs_x or needs_a):
+            dz_parts = [linear(dy, b_HR.t()) for dy, b_HR in zip(dy_parts, b.chunk(groups), strict=True)]
+            dz_NR = _stack(dz_parts, 1).mul_(scale / keep)
+            mask_ND = keep_mask(x_ND if dx is None else dx, keep, seed) if keep < 1 else None
+            if needs_x and mask_ND is not None:  # what dropout hid gets no gradient through the correction
+                dx.addcmul_(linear(dz_NR, a.t()), mask_ND)
+            elif needs_x:
+                dx.addmm_(dz_NR, a)
+        if needs_x and hidden is not None:
+            ctx.spent = True
+            dx, x_ND = hidden.backward(x_ND, dx)
+        if needs_a:
+            da = linear(dz_NR.t(), _seen(x_ND, mask_ND).t())
+        return None if dx is None else dx.view(x.shape), None, dbias, da, db, dgrowth, *[None] * 5
 
 
 def _seen(x_ND: Tensor, mask_ND: Tensor | None) -> Tensor:
