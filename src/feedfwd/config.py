@@ -75,6 +75,7 @@ class DataConfig(Settings):
     augment: Literal["auto", "none"] = Field("auto", description="none: an effort's preset deforms no images")
     mixup: NonNegative = Field(0.0, description="alpha of the Beta distribution (arXiv 1710.09412); 0: off")
     noise: NonNegative = Field(0.0, description="Gaussian noise on standardised inputs, standard deviation")
+    shift: Annotated[int, Field(ge=0)] = Field(0, description="whole pixels by which each batch of images is moved")
     deform: DeformConfig = DeformConfig()
 
     @model_validator(mode="after")

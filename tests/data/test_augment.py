@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from feedfwd.data.augment import Deform, Mixup, Noise, chain, smooth_basis
+from feedfwd.data.augment import Deform, Mixup, Noise, Shift, chain, smooth_basis
 from feedfwd.data.batches import Batch
 from feedfwd.errors import ConfigError, DataError
 
@@ -135,3 +135,23 @@ def test_examples_that_are_no_images_are_refused() -> None:
         Deform((13,))
     with pytest.raises(DataError, match="not images"):
         Deform((4, 4))(images(2, 15), generator())
+
+
+def test_a_shift_moves_all_images_alike_and_repeats_the_border() -> None:
+    images = torch.rand(3, 5, 6)
+    seen = set()
+    for seed in range(40):
+        moved = Shift((5, 6), 1)(Batch(images.flatten(1), torch.zeros(3)), torch.Generator().manual_seed(seed)).inputs
+        padded = torch.nn.functional.pad(images[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
+        windows = {(y, x): padded[:, y : y + 5, x : x + 6] for y in range(3) for x in range(3)}
+        found = [key for key, window in windows.items() if torch.equal(window.flatten(1), moved)]
+        assert len(found) == 1
+        seen.add(found[0])
+    assert len(seen) == 9
+    colour = torch.rand(2, 4, 4, 3)
+    moved = Shift((4, 4, 3), 1)(Batch(colour, torch.zeros(2)), torch.Generator().manual_seed(1)).inputs
+    planes = [
+        Shift((4, 4), 1)(Batch(colour[..., c], torch.zeros(2)), torch.Generator().manual_seed(1)).inputs
+        for c in range(3)
+    ]
+    assert torch.equal(moved, torch.stack(planes, -1))

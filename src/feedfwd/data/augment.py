@@ -70,6 +70,29 @@ def _blend(values: Tensor, mix: Tensor) -> Tensor:
     return torch.lerp(values.roll(1, 0), values, mix.to(values.dtype).view(-1, *[1] * (values.dim() - 1)))
 
 
+class Shift:
+    """Moves a batch of images by up to ±`pixels` whole pixels along each axis, all of it alike; the border is repeated.
+
+    One gather a batch, so it costs next to nothing where `Deform` would take longer than a small network's update.
+    `shape` is (H, W) or (H, W, C); inputs may come flattened, (B, D), and leave as they came.
+    """
+
+    def __init__(self, shape: tuple[int, ...], pixels: int) -> None:
+        if len(shape) not in (2, 3):
+            raise ConfigError(f"a shift needs images, but an example has shape {tuple(shape)}", hint="turn it off")
+        self.height, self.width = shape[:2]
+        self.pixels = pixels
+
+    def __call__(self, batch: Batch, generator: torch.Generator) -> Batch:
+        x, reach = batch.inputs, self.pixels
+        down, right = torch.randint(-reach, reach + 1, (2,), generator=generator, device=generator.device).tolist()
+        rows = (torch.arange(self.height, device=x.device) - down).clamp_(0, self.height - 1)
+        columns = (torch.arange(self.width, device=x.device) - right).clamp_(0, self.width - 1)
+        source = (rows[:, None] * self.width + columns).flatten()
+        moved = x.view(len(x), self.height * self.width, -1).index_select(1, source)
+        return Batch(moved.view(x.shape), batch.targets, batch.weights)
+
+
 class Deform:
     """Small random deformations of images, each image its own: an affine map and a smooth elastic field on top.
 

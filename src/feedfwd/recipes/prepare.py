@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from feedfwd.config import FitConfig
-from feedfwd.data.augment import Deform, Mixup, Noise, chain
+from feedfwd.data.augment import Deform, Mixup, Noise, Shift, chain
 from feedfwd.data.batches import TensorBatches, Transform
 from feedfwd.data.dataset import Dataset
 from feedfwd.data.preprocess import Preprocessor
@@ -207,8 +207,10 @@ def _checked(config: FitConfig, data: Dataset) -> FitConfig:
         raise ConfigError(
             f"loss.name=binary_cross_entropy can't be used with {len(classes)} classes", hint="try cross_entropy"
         )
-    if config.data.deform.any and not data.is_image:
-        raise ConfigError("data.deform needs images, and the inputs are plain numbers", hint="leave data.deform out")
+    if (config.data.deform.any or config.data.shift) and not data.is_image:
+        raise ConfigError(
+            "data.deform and data.shift need images, and the inputs are plain numbers", hint="leave them out"
+        )
     weights = config.loss.class_weights
     if weights != "none" and classes is None:
         raise ConfigError("loss.class_weights can't be used: the targets are values", hint="leave it out")
@@ -250,6 +252,8 @@ def _transform(prepared: Prepared) -> Transform | None:
     transforms: list[Transform] = []
     if c.deform.any:
         transforms.append(Deform(tuple(data.inputs.shape[1:]), **c.deform.model_dump()))
+    if c.shift:
+        transforms.append(Shift(tuple(data.inputs.shape[1:]), c.shift))
     if c.noise:
         transforms.append(Noise(c.noise))
     if c.mixup:

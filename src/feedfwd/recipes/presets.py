@@ -52,7 +52,7 @@ def batch_for(examples: int, largest: int) -> int:
 
 def quick(facts: Facts) -> dict[str, Any]:
     """A good model in seconds: the article's structure, one cycle of the rate, every training example used."""
-    return {
+    found = {
         "data.validation": 0.0,
         "model.hidden": [128, 128],
         "optimizer.name": "adamw",
@@ -61,7 +61,19 @@ def quick(facts: Facts) -> dict[str, Any]:
         "schedule.name": "one_cycle",
         "train.batch_size": batch_for(facts.examples, 256),
         "train.epochs": epochs_for(facts.examples, shown=360_000, most=60),
-    } | (few(facts) if facts.examples < FEW else {})
+    }
+    if facts.examples < FEW:
+        return found | few(facts)
+    if facts.image is None or not facts.augment:
+        return found
+    return found | {
+        "data.shift": max(1, facts.image // 28),
+        "ffn.init": "lecun_normal",
+        "loss.label_smoothing": 0.05,
+        "optimizer.lr": 0.006,
+        "optimizer.weight_decay": 0.0,
+        "schedule.warmup": 0.2,
+    }
 
 
 def few(facts: Facts) -> dict[str, Any]:
