@@ -142,14 +142,16 @@ def for_reading(model: Transformer) -> Transformer:
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     if model.head_weight.device.type != "cpu" or size > LARGE:
         return model
-    model = copy.deepcopy(model)
-    rows = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
-    for p in model.parameters():
-        if p.ndim == 2 and not any(p is weight for weight in rows):
-            p.data = columns_first(p.data)
-    head = nn.Linear(1, 1, bias=False)  # the embedding reads rows, the output layer columns: they share no memory here
-    head.weight = nn.Parameter(columns_first(model.head_weight.data), requires_grad=False)
-    model.head = head
+    by_row = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    laid_out = {
+        id(p): nn.Parameter(p.detach() if p.ndim != 2 or id(p) in by_row else columns_first(p), requires_grad=False)
+        for p in model.parameters()
+    }
+    model = copy.deepcopy(model, laid_out)  # every parameter counts as copied already
+    if model.tied:  # the embedding reads rows, the output layer columns: here they share no memory
+        head = nn.Linear(1, 1, bias=False)
+        head.weight = nn.Parameter(columns_first(model.head_weight), requires_grad=False)
+        model.head = head
     return model
 
 
