@@ -16,10 +16,11 @@ from feedfwd.errors import RunError
 from feedfwd.evaluate.evaluate import details
 from feedfwd.recipes import environment
 from feedfwd.recipes.console import Listener, Silent
+from feedfwd.recipes.engine import engine
 from feedfwd.recipes.interrupt import Interrupted, graceful
 from feedfwd.recipes.plan import memory, plan, tried
 from feedfwd.recipes.predictor import Predictor
-from feedfwd.recipes.prepare import Part, Prepared, optimizer_for, prepare
+from feedfwd.recipes.prepare import Part, Prepared, prepare
 from feedfwd.recipes.say import command, cost, overview, parts_of, summary
 from feedfwd.report import write_report
 from feedfwd.train.averaging import EMA
@@ -97,7 +98,8 @@ class Fitting:
         self.steps = prepared.steps
         self.batches = prepared.batches()
         assert prepared.config.optimizer.lr is not None, "plan() found the rate"
-        self.optimizer = optimizer_for(prepared.model, prepared.config, prepared.config.optimizer.lr)
+        self.engine = engine(prepared, prepared.config.optimizer.lr)
+        self.optimizer = self.engine.optimizer
         self.schedule = build_schedule(total=self.steps, **prepared.config.schedule.model_dump())
         self.ema = EMA(prepared.model, c.ema) if c.ema else None
         regression = prepared.predictor.classes is None
@@ -128,8 +130,9 @@ class Fitting:
                 start=self.step,
                 accumulate=c.train.accumulate,
                 clip=c.train.clip,
-                precision=p.precision,
+                precision=self.engine.precision,
                 ema=self.ema,
+                gradients=self.engine.gradients,
             ):
                 self.step, last = step.n, step.n == self.steps
                 meter.update(step)

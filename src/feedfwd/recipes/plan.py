@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from feedfwd.checkpoint import Run
 from feedfwd.recipes.console import Listener
+from feedfwd.recipes.engine import engine
 from feedfwd.recipes.prepare import Prepared, optimizer_for
 from feedfwd.train.loop import train
 from feedfwd.train.progress import plan_steps, typical
@@ -52,17 +53,18 @@ def tried(prepared: Prepared) -> tuple[float, float]:
     """Seconds that an update and an evaluation take here, from doing some on a copy of the network."""
     c = prepared.config
     trial = replace(prepared, predictor=copy.deepcopy(prepared.predictor))
-    optimizer = optimizer_for(trial.model, c, c.optimizer.lr or 1e-4)
+    found = engine(trial, c.optimizer.lr or 1e-4)
     times, last = [], time.perf_counter()
     for _ in train(
         trial.model,
         trial.batches(),
         trial.loss,
-        optimizer,
+        found.optimizer,
         steps=WARMUP + TIMED,
         accumulate=c.train.accumulate,
         clip=c.train.clip,
-        precision=trial.precision,
+        precision=found.precision,
+        gradients=found.gradients,
     ):
         now = time.perf_counter()
         times.append(now - last)
