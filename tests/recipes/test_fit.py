@@ -11,8 +11,10 @@ import feedfwd as ff
 from feedfwd.checkpoint import Run
 from feedfwd.config import FitConfig, parse
 from feedfwd.errors import FeedfwdError
+from feedfwd.recipes import engine
 from feedfwd.recipes.fit import dry_run, fit_config
 from feedfwd.recipes.prepare import prepare
+from feedfwd.recipes.say import overview
 
 SHORT = {"train.epochs": 8, "optimizer.lr": 0.003, "train.batch_size": 64, "model.hidden": [32]}
 
@@ -178,3 +180,19 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for word in ("digits", "2,410 parameters", "MB of memory", "of training", "batch_size = 64", "FLOPs"):
         assert word in listener.text
     assert prepared.steps == 8 * 21 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("source", ["digits", "diabetes"])
+def test_the_fast_path_gives_what_autograd_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    config = short(source, train__epochs=3, data__noise=0.1, train__ema=0.9)
+    fast = fit_config(config, tmp_path / "fast").model.state_dict()
+    monkeypatch.setattr(engine, "lacks", lambda model, optimizer: "a test wants autograd")
+    plain = fit_config(config, tmp_path / "plain").model.state_dict()
+    for name, tensor in plain.items():
+        torch.testing.assert_close(fast[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_what_finds_the_gradients_is_said() -> None:
+    fast, plain = (prepare(short("digits", model__norm=norm)) for norm in ("none", "layer"))
+    assert any("gradients by the chain rule written out" in line for line in overview(fast))
+    assert any("gradients by autograd (a layer is normalised)" in line for line in overview(plain))

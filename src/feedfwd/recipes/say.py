@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from feedfwd.config import FitConfig, Settings
+from feedfwd.recipes.engine import plain_because
 from feedfwd.recipes.prepare import Part, Prepared
 from feedfwd.report.words import count, duration, interval, number, score, word
 
@@ -17,6 +18,8 @@ def overview(p: Prepared) -> list[str]:
     sizes = "-".join(map(str, model.sizes))
     inits = ", ".join(dict.fromkeys(row.init for row in model.layers() if row.init))
     chosen = f" ({c.ffn.init})" if c.ffn.init == "auto" else ""
+    reason = plain_because(p)
+    way = "the chain rule written out" if reason is None else f"autograd ({reason})"
     rate = f"rate {c.optimizer.lr:.3g}" if c.optimizer.lr is not None else "rate by a range test"
     return [
         p.train.data.describe().replace(f"{len(p.train.data):,} ", "", 1) + f"; {', '.join(parts)}",
@@ -24,7 +27,7 @@ def overview(p: Prepared) -> list[str]:
         f"{count(model.flops)} FLOPs an example forward",
         f"{c.optimizer.name}, {rate}, {c.schedule.name}; {p.steps:,} updates of {p.examples_per_update:,} examples "
         f"({p.steps / p.updates_per_epoch:.4g} epochs)",
-        f"{p.device}, {p.precision.name} ({p.precision.reason})",
+        f"{p.device}, {p.precision.name} ({p.precision.reason}); gradients by {way}",
         *(f"note: {note}" for note in p.notes),
     ]
 
@@ -77,10 +80,12 @@ def command(config: FitConfig) -> str:
         value = getattr(config, flag)
         if value != type(config).model_fields[flag].default:
             words += [f"--{flag.replace('_', '-')}", str(value)]
-    for section, values in config:
-        if isinstance(values, Settings):
-            words += _sets(section, values)
-    return shlex.join(words)
+    return shlex.join(words + said_sets(config))
+
+
+def said_sets(config: Settings) -> list[str]:
+    """`--set key=value` for each setting in a section that differs from its default."""
+    return [word for section, values in config if isinstance(values, Settings) for word in _sets(section, values)]
 
 
 def _sets(prefix: str, values: Settings) -> list[str]:
