@@ -637,7 +637,7 @@ def test_fsdp2(tmp_path: Path) -> None:
 # ---- which path ------------------------------------------------------------------------------------------------------
 
 
-def test_explain_tells_the_path_and_the_layer_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_explain_tells_the_path_and_the_layer_takes_it() -> None:
     x = torch.randn(4, 16)
     hooked, swapped, parametrized = GatedFFN(16, 24), GatedFFN(16, 24), DenseFFN(16, 24)
     hooked.down.register_forward_hook(lambda *_: None)
@@ -648,7 +648,7 @@ def test_explain_tells_the_path_and_the_layer_takes_it(monkeypatch: pytest.Monke
         (swapped, x, "LeakyReLU"),
         (parametrized, x, "ParametrizedLinear"),
         (DenseFFN(16, 24, "xielu"), x, "XIELU"),
-        (nn.Linear(16, 16), x, "not one of feedfwd's"),
+        (nn.Linear(16, 16), x, "a forward of its own"),
     ):
         path = explain(layer, x_in)
         assert not path.fast and reason in str(path)
@@ -666,6 +666,17 @@ def test_explain_tells_the_path_and_the_layer_takes_it(monkeypatch: pytest.Monke
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert explain(GatedFFN(16, 24), x).fast
     assert not explain(GatedFFN(16, 24), x.bfloat16()).fast
+
+
+def test_the_log_says_once_why_the_plain_formula_runs(caplog: pytest.LogCaptureFixture) -> None:
+    layer, x = GatedFFN(4, 8), torch.ones(1, 4)
+    layer.activation = nn.ELU(0.123)
+    layer(x), layer(x)
+    with plain():
+        GatedFFN(4, 8)(x)
+    assert [r.getMessage() for r in caplog.records] == [
+        "GatedFFN takes its plain formula: no kernel is written for ELU(alpha=0.123)"
+    ]
 
 
 def test_every_activation_with_a_formula_has_a_kernel() -> None:

@@ -26,6 +26,12 @@ _NAMES: dict[type[nn.Module], str] = {
     nn.Hardswish: "hard_swish",
     ReLU2: "relu2",
 }
+# Reasons that are somebody's own doing, of which no log need tell.
+OFF, EXPORT, TRANSFORM = (
+    "under feedfwd.ffn.plain()",
+    "the layer is being exported",
+    "torch.func transforms need each operation's own derivative",
+)
 _enabled = True
 
 
@@ -73,11 +79,11 @@ def why_plain(layer: Any, x: Tensor) -> str:
     linears = (down,) if gated else (modules["up"], down)
     first, second = layer._parameters["gate_up"] if gated else modules["up"].weight, down.weight
     if not _enabled:
-        return "under feedfwd.ffn.plain()"
+        return OFF
     if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
-        return "the layer is being exported"
+        return EXPORT
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        return "torch.func transforms need each operation's own derivative"
+        return TRANSFORM
     if sigma_of(activation) is None:
         return f"no kernel is written for {activation}"
     if type(dropout) is not nn.Dropout:
@@ -100,13 +106,13 @@ def why_plain(layer: Any, x: Tensor) -> str:
 
 def report(kind: str, reason: str) -> None:
     """Say in the log, once, that a kind of layer takes its plain formula, and why."""
-    if not torch.compiler.is_compiling():
+    if reason not in (OFF, EXPORT, TRANSFORM) and not torch.compiler.is_compiling():
         _report(kind, reason)
 
 
 @functools.cache
 def _report(kind: str, reason: str) -> None:
-    logging.getLogger("feedfwd.ffn").info("%s takes its plain formula: %s", kind, reason)
+    logging.getLogger("feedfwd.ffn").warning("%s takes its plain formula: %s", kind, reason)
 
 
 class Path(NamedTuple):
@@ -131,8 +137,10 @@ def explain(layer: Any, x: Tensor) -> Path:
     >>> print(explain(DenseFFN(8, 32).double(), torch.zeros(4, 8, dtype=torch.float64)))
     kernels, pointwise passes by torch's operations (float64 is not written in C); kept for the backward: x and a
     """
-    if not (hasattr(layer, "down") and (hasattr(layer, "gate_up") or hasattr(layer, "up"))):
-        return Path(False, "", f"{type(layer).__name__} is not one of feedfwd's feed-forward layers", "")
+    from feedfwd.ffn import DenseFFN, GatedFFN  # which themselves need this module
+
+    if type(layer).forward not in (DenseFFN.forward, GatedFFN.forward):
+        return Path(False, "", f"{type(layer).__name__} has a forward of its own", "")
     reason = why_plain(layer, x)
     if reason:
         return Path(False, "", reason, "what autograd keeps")

@@ -15,11 +15,12 @@ INLINE float load(num v) {
   memcpy(&x, &bits, 4);
   return x;
 }
-INLINE num store(float x) { /* to the nearest, ties to even; NaN stays NaN */
+/* To the nearest, ties to even. NaN stays NaN: each one here stems from a bf16 number or is the processor's own, and
+   the lower half of either is zero, so that nothing is carried into the exponent. */
+INLINE num store(float x) {
   uint32_t bits;
   memcpy(&bits, &x, 4);
-  uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  return (num)(x != x ? 0x7fc0 : rounded);
+  return (num)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 #else
 typedef float num;
@@ -27,16 +28,21 @@ INLINE float load(num v) { return v; }
 INLINE num store(float x) { return x; }
 #endif
 
-/* exp to 1 unit in the last place: 2^k times a polynomial on [-ln 2 / 2, ln 2 / 2]. */
+/* 2^k times a polynomial on [-ln 2 / 2, ln 2 / 2]: exp to a unit in fp32's last place, or, for bf16, to 4e-5, a fiftieth
+   of what storing the result rounds away. */
 INLINE float exponential(float x) {
   x = x < -87.0f ? -87.0f : x;
   x = x > 88.0f ? 88.0f : x;
   float k = rintf(x * 1.44269504f);
   float r = x - k * 0.693359375f + k * 2.12194440e-4f; /* ln 2 in two parts */
+#ifdef BF16
+  float p = 4.1665795894e-2f;
+#else
   float p = 1.9875691500e-4f;
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
+#endif
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
