@@ -6,6 +6,8 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -67,6 +69,28 @@ def test_value_and_gradients_are_the_formula_s(groups: int, bias: bool, gain: bo
     if not dropout:
         twin = plain(t["x"], t["weight"], t["bias"], t["a"], t["b"], SCALE, gain=t["gain"], groups=groups)
         torch.testing.assert_close(y, twin)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(0, 9),
+    d=st.integers(1, 17),
+    rows=st.integers(1, 9),
+    r=st.integers(1, 5),
+    groups=st.integers(1, 2),
+    bias=st.booleans(),
+)
+def test_any_shape(n: int, d: int, rows: int, r: int, groups: int, bias: bool) -> None:
+    random = torch.Generator().manual_seed(n + 10 * d)
+    shapes = {"x": (n, d), "weight": (groups * rows, d), "a": (groups * r, d), "b": (groups * rows, r)}
+    t: dict = {k: torch.randn(shape, dtype=torch.float64, generator=random) for k, shape in shapes.items()}
+    t |= {"bias": torch.ones(groups * rows, dtype=torch.float64) if bias else None, "gain": None}
+    for name in ("x", "a", "b"):
+        t[name].requires_grad_()
+    y = low_rank_linear(t["x"], t["weight"], t["bias"], t["a"], t["b"], SCALE, groups=groups)
+    expected = formula(t, None, 1, groups)
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(gradients(y, t), gradients(expected, t))
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1.5), (torch.bfloat16, 1.1)])
