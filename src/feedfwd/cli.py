@@ -27,6 +27,21 @@ DataDir = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="Folder with the files of a built-in data set; then nothing is downloaded."),
 ]
+RunDir = Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write.  [default: runs/<date>-<source>]")]
+Effort = Annotated[
+    str | None, typer.Option(metavar="quick|standard|best", help="How much to spend.  [default: standard]")
+]
+Minutes = Annotated[float | None, typer.Option(metavar="M", help="Plan the training to take this long.")]
+Seed = Annotated[int | None, typer.Option(metavar="N", help="Seed of everything random.  [default: 0]")]
+SetOptions = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; `feedfwd info --settings` lists them."),
+]
+ConfigFile = Annotated[Path | None, typer.Option(metavar="FILE", help="Settings from a TOML file.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Stop before the first step and show what would be done.")]
+ResumeRun = Annotated[
+    Path | None, typer.Option(metavar="RUN", help="Continue an interrupted run, bit for bit.", show_default=False)
+]
 
 
 def version(show: bool) -> None:
@@ -53,32 +68,22 @@ def fit(
         ),
     ] = None,
     test: Annotated[str | None, typer.Option(metavar="SOURCE", help="A test part of its own.")] = None,
-    run: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where to write.  [default: runs/<date>-<source>]")
-    ] = None,
-    effort: Annotated[
-        str | None, typer.Option(metavar="quick|standard|best", help="How much to spend.  [default: standard]")
-    ] = None,
-    minutes: Annotated[float | None, typer.Option(metavar="M", help="Plan the training to take this long.")] = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of everything random.  [default: 0]")] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; `feedfwd info --settings` lists them."),
-    ] = None,
-    config: Annotated[Path | None, typer.Option(metavar="FILE", help="Settings from a TOML file.")] = None,
+    run: RunDir = None,
+    effort: Effort = None,
+    minutes: Minutes = None,
+    seed: Seed = None,
+    set_: SetOptions = None,
+    config: ConfigFile = None,
     data_dir: DataDir = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Stop before the first step and show what would be done.")
-    ] = False,
-    resume: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Continue an interrupted run, bit for bit.", show_default=False)
-    ] = None,
+    dry_run: DryRun = False,
+    resume: ResumeRun = None,
 ) -> None:
     """Train a feed-forward network on arrays or images."""
-    from feedfwd.config import FitConfig, merge, overrides, parse, read_toml
+    from feedfwd.config import FitConfig, parse
     from feedfwd.errors import ConfigError
     from feedfwd.recipes import fit as recipe
     from feedfwd.recipes.console import Terminal
+    from feedfwd.recipes.verbs import opened
 
     flags: dict[str, Any] = {
         "source": source,
@@ -88,23 +93,13 @@ def fit(
         "minutes": minutes,
         "seed": seed,
     }
-    flags = {key: value for key, value in flags.items() if value is not None}
     with Terminal() as terminal:
         if resume is not None:
-            extra = [f"--{name.replace('_', '-')}" for name in flags] + ["--set"] * bool(set_) + ["--run"] * bool(run)
-            extra = ["SOURCE" if name == "--source" else name for name in extra] + ["--config"] * bool(config)
-            if extra:
-                raise ConfigError(
-                    f"--resume continues a run with its own settings, so {extra[0]} can't be given with it",
-                    hint="leave it out, or start a new run without --resume",
-                )
+            refuse_beside_resume(flags, set_=set_, run=run, config=config)
+            opened(resume, "fit")
             recipe.resume(resume, terminal, started=STARTED)
             return
-        settings: dict[str, Any] = {}
-        if config is not None:
-            settings = read_toml(config)
-            settings.pop("run", None)
-        settings = merge(merge(settings, overrides(set_ or [])), flags)
+        settings = layered(FitConfig, config, set_, flags)
         if "source" not in settings:
             raise ConfigError("no SOURCE to train on", hint="try: feedfwd fit digits")
         chosen = parse(FitConfig, settings)
@@ -112,6 +107,107 @@ def fit(
             recipe.dry_run(chosen, terminal)
         else:
             recipe.fit_config(chosen, run, terminal, started=STARTED)
+
+
+@app.command()
+def pretrain(
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[SOURCE]...",
+            help="Files or folders of .txt .md .py .jsonl .csv .parquet, a data set of the hub as owner/name, or "
+            "stdlib: the running Python's library.  [default: stdlib]",
+            show_default=False,
+        ),
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="nano|tiny|small|…", help="Size of the model.  [default: by effort]")
+    ] = None,
+    run: RunDir = None,
+    effort: Effort = None,
+    minutes: Minutes = None,
+    seed: Seed = None,
+    set_: SetOptions = None,
+    config: ConfigFile = None,
+    dry_run: DryRun = False,
+    resume: ResumeRun = None,
+) -> None:
+    """Train a language model on raw text, from zero."""
+    from feedfwd.config import parse
+    from feedfwd.config_pretrain import PretrainConfig
+    from feedfwd.recipes import pretrain as recipe
+    from feedfwd.recipes.console import Terminal
+
+    flags = {"sources": sources or None, "size": size, "effort": effort, "minutes": minutes, "seed": seed}
+    with Terminal() as terminal:
+        if resume is not None:
+            refuse_beside_resume(flags, set_=set_, run=run, config=config)
+            recipe.resume(resume, terminal, started=STARTED)
+            return
+        chosen = parse(PretrainConfig, layered(PretrainConfig, config, set_, flags))
+        if dry_run:
+            recipe.dry_run(chosen, terminal)
+        else:
+            recipe.pretrain_config(chosen, run, terminal, started=STARTED)
+
+
+@app.command()
+def generate(
+    run: RunPath,
+    prompt: Annotated[
+        str | None,
+        typer.Argument(metavar="PROMPT", help="What the text begins with; may be empty.", show_default=False),
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A prompt on each line; a line of JSON for each comes back.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(metavar="N", help="Write at most so many.")] = 200,
+    temperature: Annotated[float, typer.Option(metavar="T", help="0 takes the likeliest token.")] = 0.8,
+    top_k: Annotated[
+        int | None, typer.Option(metavar="K", help="Choose among the K likeliest.", show_default=False)
+    ] = None,
+    top_p: Annotated[float, typer.Option(metavar="P", help="Among the likeliest that have this probability.")] = 1.0,
+    min_p: Annotated[float, typer.Option(metavar="P", help="Among those with this share of the likeliest's.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(metavar="X", help="Above 1: repeat less.")] = 1.0,
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="End before this text; may be given again.")
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the choices.")] = 0,
+) -> None:
+    """Write with a language model that `feedfwd pretrain` trained."""
+    from feedfwd.models.generate import Sampling
+    from feedfwd.recipes.writer import generate_run
+
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+    generate_run(run, prompt, prompts, write_out, most=tokens, sampling=sampling, stop=stop or [], seed=seed)
+
+
+def write_out(piece: str) -> None:
+    """To the screen at once, not when a line is full."""
+    print(piece, end="", flush=True)
+
+
+def layered(kind: Any, config: Path | None, set_: list[str] | None, flags: dict[str, Any]) -> dict[str, Any]:
+    """Settings from a file, over them `--set`, over them the flags that were given."""
+    from feedfwd.config import merge, overrides, read_toml
+
+    settings = read_toml(config) if config is not None else {}
+    settings.pop("run", None)
+    given = {key: value for key, value in flags.items() if value is not None}
+    return merge(merge(settings, overrides(set_ or [], kind)), given)
+
+
+def refuse_beside_resume(flags: dict[str, Any], **options: object) -> None:
+    """A resumed run has its own settings."""
+    from feedfwd.errors import ConfigError
+
+    extra = [name for name, value in {**flags, **options}.items() if value]
+    if extra:
+        name = "SOURCE" if extra[0] in ("source", "sources") else "--" + extra[0].strip("_").replace("_", "-")
+        raise ConfigError(
+            f"--resume continues a run with its own settings, so {name} can't be given with it",
+            hint="leave it out, or start a new run without --resume",
+        )
 
 
 @app.command()

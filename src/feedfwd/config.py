@@ -122,14 +122,14 @@ class ScheduleConfig(Settings):
     factor: Share = Field(0.1, description="step: by how much")
 
 
-class TrainConfig(Settings):
+class UpdatesConfig(Settings):
+    """How the updates are done, whatever is trained."""
+
     batch_size: Count = 64
-    epochs: Positive = 10.0
     steps: Count | None = Field(None, description="number of updates; given, it overrides epochs")
     accumulate: Count = Field(1, description="batches per update")
     clip: Positive | None = Field(None, description="largest norm of the gradient")
     ema: Share = Field(0.0, description="decay of the moving average of the weights; 0: off")
-    patience: Count | None = Field(None, description="evaluations without a better validation score before stopping")
     evaluate_every: Count | None = Field(None, description="updates between evaluations; not given: once an epoch")
     save_every: Count = Field(1000, description="updates between saved states")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -137,27 +137,19 @@ class TrainConfig(Settings):
     threads: Count | None = Field(None, description="CPU threads; part of what makes two runs equal")
 
 
-class FitConfig(Settings):
-    """Everything `feedfwd fit` needs to know.
+class TrainConfig(UpdatesConfig):
+    epochs: Positive = 10.0
+    adversarial: NonNegative = Field(0.0, description="reach of the worst small change of standardised inputs; 0: off")
+    patience: Count | None = Field(None, description="evaluations without a better validation score before stopping")
 
-    >>> base = FitConfig(source="digits")
-    >>> base.with_("ffn.activation", "swiglu").ffn.activation
-    'swiglu'
-    """
 
-    source: str
-    test: str | None = Field(None, description="a source of its own for the test part")
-    data_dir: str | None = Field(None, description="folder that holds the built-in data sets' files")
-    effort: Literal["quick", "standard", "best"] = "standard"
-    minutes: Positive | None = Field(None, description="time to plan the training for; overrides train.epochs")
+class Recipe(Settings):
+    """Everything a recipe needs to know; what is common to all of them."""
+
+    minutes: Positive | None = Field(None, description="time to plan the training for, instead of train.steps")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    data: DataConfig = DataConfig()
-    model: ModelConfig = ModelConfig()
-    ffn: FFNSpec = FFNSpec()
-    loss: LossConfig = LossConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
-    train: TrainConfig = TrainConfig()
+    effort: Literal["quick", "standard", "best"] = "standard"
+    train: UpdatesConfig = UpdatesConfig()
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -185,6 +177,26 @@ class FitConfig(Settings):
     def to_toml(self) -> str:
         """All settings, resolved; what is None is left out, since TOML has no word for it."""
         return tomli_w.dumps(self.model_dump(exclude_none=True))
+
+
+class FitConfig(Recipe):
+    """Everything `feedfwd fit` needs to know.
+
+    >>> base = FitConfig(source="digits")
+    >>> base.with_("ffn.activation", "swiglu").ffn.activation
+    'swiglu'
+    """
+
+    source: str
+    test: str | None = Field(None, description="a source of its own for the test part")
+    data_dir: str | None = Field(None, description="folder that holds the built-in data sets' files")
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    ffn: FFNSpec = FFNSpec()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    train: TrainConfig = TrainConfig()
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from feedfwd.config import FitConfig, merge, parse
 from feedfwd.recipes.console import Terminal
 from feedfwd.recipes.fit import fit_config
 from feedfwd.recipes.predictor import Predictor
+from feedfwd.recipes.verbs import verb_of
 
 
 def fit(
@@ -41,6 +42,15 @@ def fit(
         return fit_config(config, None if run is None else Path(run), terminal)
 
 
-def load(run: str | Path) -> Predictor:
-    """The trained predictor of a finished run: `.predict(x)`, `.predict_proba(x)`, `.model`, `.result`."""
-    return Predictor.load(Path(run))
+def load(run: str | Path) -> Any:
+    """What a finished run trained, with its `.model`, a plain nn.Module, and its `.result`.
+
+    Of `fit` a `Predictor`: `.predict(x)`, `.predict_proba(x)`. Of `pretrain` a `Writer`: `.write(prompt)`,
+    `.complete(prompts)`, and `.model(ids)` gives logits.
+    """
+    path = Path(run)
+    if verb_of(path) == "pretrain":
+        from feedfwd.recipes.writer import Writer
+
+        return Writer.load(path)
+    return Predictor.load(path)

@@ -14,13 +14,20 @@ from feedfwd.evaluate.evaluate import details
 from feedfwd.recipes.console import Listener
 from feedfwd.recipes.predictor import Predictor
 from feedfwd.recipes.prepare import parts
+from feedfwd.recipes.verbs import verb_of
+from feedfwd.recipes.writer import evaluate_text
 from feedfwd.report.words import interval, score, word
 
 
 def evaluate_run(
     path: Path, source: str | None, listener: Listener, *, data_dir: Path | None = None
 ) -> dict[str, float]:
-    """Scores of a run on a labelled source (its test part, where it has one), or on the run's own test part."""
+    """Scores of a run on a labelled source (its test part, where it has one), or on the run's own test part.
+
+    A language model's source is text, and its own part the held-out one.
+    """
+    if verb_of(path) == "pretrain":
+        return evaluate_text(path, source, listener)
     predictor = Predictor.load(path)
     if source is None:
         config = parse(FitConfig, Run.open(path).settings())

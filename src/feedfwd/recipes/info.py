@@ -9,6 +9,7 @@ from rich.table import Table
 
 from feedfwd.checkpoint import Run, list_runs
 from feedfwd.config import FitConfig, overrides, parse
+from feedfwd.config_pretrain import PretrainConfig
 from feedfwd.errors import ConfigError, FeedfwdError
 from feedfwd.recipes.console import Terminal
 from feedfwd.report.words import duration, score, word
@@ -36,8 +37,10 @@ def info(
 
 
 def show_settings(terminal: Terminal) -> None:
-    for name, default, meaning in _rows(FitConfig):
-        terminal.say(f"{name}={default}" + (f"  # {meaning}" if meaning else ""))
+    for verb, kind in (("fit", FitConfig), ("pretrain", PretrainConfig)):
+        terminal.say(f"# feedfwd {verb}")
+        for name, default, meaning in _rows(kind):
+            terminal.say(f"{name}={default}" + (f"  # {meaning}" if meaning else ""))
 
 
 def _rows(kind: type[BaseModel], prefix: str = "") -> list[tuple[str, Any, str]]:
@@ -52,22 +55,40 @@ def _rows(kind: type[BaseModel], prefix: str = "") -> list[tuple[str, Any, str]]
 
 
 def show_run(run: Run, terminal: Terminal) -> None:
-    about, config = run.about(), parse(FitConfig, run.settings())
-    terminal.say(f"{run.path}: feedfwd {about.get('verb')} {config.source}, seed {config.seed}")
-    hidden = "-".join(map(str, config.model.hidden))
-    terminal.say(f"hidden {hidden}, {config.ffn.activation}; {config.optimizer.name}, rate {config.optimizer.lr:.3g}")
+    verb = str(run.about().get("verb"))
+    for line in _about_text(run) if verb == "pretrain" else _about_fit(run):
+        terminal.say(line)
     if not run.finished:
         step = run.saved_step()
         where = f"saved at step {step}" if step is not None else "no state saved yet"
-        terminal.say(f"unfinished ({where}); go on with: feedfwd fit --resume {run.path}")
+        terminal.say(f"unfinished ({where}); go on with: feedfwd {verb} --resume {run.path}")
         return
-    from feedfwd.recipes.say import summary
+    from feedfwd.recipes import say, say_text
 
     result = run.read_json(run.result_file)
-    for line in summary(result):
+    for line in say_text.summary(result) if verb == "pretrain" else say.summary(result):
         terminal.say(line)
     terminal.say(f"{result['parameters']:,} parameters; repeat with: {result['command']}")
     terminal.say(f"report: {run.report_file}")
+
+
+def _about_fit(run: Run) -> list[str]:
+    config = parse(FitConfig, run.settings())
+    hidden, lr = "-".join(map(str, config.model.hidden)), config.optimizer.lr
+    rate = "rate not settled yet" if lr is None else f"rate {lr:.3g}"
+    return [
+        f"{run.path}: feedfwd fit {config.source}, seed {config.seed}",
+        f"hidden {hidden}, {config.ffn.activation}; {config.optimizer.name}, {rate}",
+    ]
+
+
+def _about_text(run: Run) -> list[str]:
+    config = parse(PretrainConfig, run.settings())
+    m, f, rate = config.model, config.ffn, config.optimizer.lr
+    return [
+        f"{run.path}: feedfwd pretrain {' '.join(config.sources)}, seed {config.seed}",
+        f"{m.depth} layers, {m.width} wide, {f.activation} {f.hidden} wide; {config.optimizer.name}, rate {rate:.3g}",
+    ]
 
 
 def show_source(source: str, terminal: Terminal, data_dir: Path | None) -> None:
@@ -115,11 +136,13 @@ def list_all(folder: Path, terminal: Terminal) -> None:
 
 def _row(run: Run) -> tuple[str, ...]:
     run = Run.open(run.path)
-    source = str(run.settings().get("source", ""))
+    settings = run.settings()
+    source = str(settings.get("source") or "+".join(settings.get("sources", [])))
     if not run.finished:
         return str(run.path), source, "", "", "unfinished"
     result = run.read_json(run.result_file)
-    name, value = next(iter(result["test"].items()))
-    n = result["sizes"]["test"]
+    part = "test" if result.get("test") else "validation"
+    name = "bits_per_byte" if result["task"] == "language" else next(iter(result[part]))
+    value, n = result[part][name], result["sizes"][part]
     shown = f"{word(name).label} {score(name, value, n)}"
     return str(run.path), source, shown, duration(result["seconds"]["train"]), "finished"

@@ -14,6 +14,7 @@ from feedfwd.data.preprocess import Preprocessor
 from feedfwd.errors import DataError, RunError
 from feedfwd.evaluate.metrics import classification_scores, regression_scores
 from feedfwd.models.mlp import MLP
+from feedfwd.recipes.verbs import opened
 
 CHUNK = 4096  # examples at a time: large enough to be fast, small enough for any memory
 
@@ -45,7 +46,7 @@ class Predictor:
 
     @classmethod
     def load(cls, path: Path) -> "Predictor":
-        run = Run.open(path)
+        run = opened(path, "fit")
         config = parse(FitConfig, run.settings())
         preprocess = Preprocessor.from_json(run.read_text(run.preprocess_file))
         model = build_model(config, preprocess)

@@ -89,7 +89,7 @@ def prepare(config: FitConfig, *, resolved: bool = False) -> Prepared:
     config, training, validation, test, notes = parts(config, resolved=resolved)
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
-    device = _device(config.train.device)
+    device = usable_device(config.train.device)
     preprocess = Preprocessor.fit(training)
     torch.manual_seed(config.seed)
     config = _checked(config, training)
@@ -181,7 +181,8 @@ def _built(config: FitConfig, preprocess: Preprocessor) -> MLP:
         ) from None
 
 
-def _device(name: str) -> torch.device:
+def usable_device(name: str) -> torch.device:
+    """The device that `train.device` names, tried; ConfigError where it can't be used."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:

@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from feedfwd.config import FitConfig, Settings
@@ -83,18 +83,21 @@ def command(config: FitConfig) -> str:
     return shlex.join(words + said_sets(config))
 
 
-def said_sets(config: Settings) -> list[str]:
-    """`--set key=value` for each setting in a section that differs from its default."""
-    return [word for section, values in config if isinstance(values, Settings) for word in _sets(section, values)]
+def said_sets(config: Settings, always: Collection[str] = ()) -> list[str]:
+    """`--set key=value` for each setting in a section that differs from its default, and for those named."""
+    sections = [(name, values) for name, values in config if isinstance(values, Settings)]
+    return [word for name, values in sections for word in _sets(name, values, always)]
 
 
-def _sets(prefix: str, values: Settings) -> list[str]:
+def _sets(prefix: str, values: Settings, always: Collection[str]) -> list[str]:
     words = []
     for name, field in type(values).model_fields.items():
         value = getattr(values, name)
         if isinstance(value, Settings):
-            words += _sets(f"{prefix}.{name}", value)
-        elif value is not None and value != field.get_default(call_default_factory=True):
+            words += _sets(f"{prefix}.{name}", value, always)
+        elif value is not None and (
+            f"{prefix}.{name}" in always or value != field.get_default(call_default_factory=True)
+        ):
             text = value if isinstance(value, str) else json.dumps(value)
             words += ["--set", f"{prefix}.{name}={text}"]
     return words

@@ -42,7 +42,7 @@ def _text(path: Path) -> str | None:
 def _result(run_dir: Path) -> dict[str, Any]:
     text = _text(run_dir / "result.json")
     if text is None:
-        raise RunError(f"{run_dir} has no result.json", hint=f"finish it first: feedfwd fit --resume {run_dir}")
+        raise RunError(f"{run_dir} has no result.json", hint="finish it first, with --resume")
     try:
         result = json.loads(text)
     except json.JSONDecodeError as e:
@@ -126,12 +126,12 @@ def _facts(result: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
         (
             "Model",
             [(key, words.number(result[key])) for key in ("parameters", "steps", "seed") if result.get(key) is not None]
-            + [("FLOPs", words.count(result["flops"]))] * bool(result.get("flops")),
+            + [(name, words.count(result[key])) for name, key in FLOPS if result.get(key)],
         ),
         (
             "Time",
             [(name, words.duration(seconds[key])) for name, key in TIMES if seconds.get(key) is not None]
-            + [("examples/s", words.count(result["examples_per_second"]))] * bool(result.get("examples_per_second")),
+            + [(name, words.count(result[key])) for name, key in SPEEDS if result.get(key)],
         ),
         ("Machine", [(name, where.get(name)) for name in ("device", "precision", "threads")]),
     ]
@@ -139,6 +139,8 @@ def _facts(result: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 TIMES = (("training", "train"), ("in all", "total"))
+FLOPS = (("FLOPs", "flops"), ("FLOPs a token", "flops_per_token"))
+SPEEDS = (("examples/s", "examples_per_second"), ("tokens/s", "tokens_per_second"))
 
 
 def _began(events: list[Event]) -> str | None:

@@ -25,8 +25,19 @@ SCORES: dict[str, Word] = {
     "rmse": Word("RMSE", False, "typical error in the target's units, large ones weighing more; lower is better"),
     "mae": Word("MAE", False, "mean error in the target's units; lower is better"),
     "r2": Word("R²", False, "share of the target's variance explained; higher is better"),
+    "bits_per_byte": Word("bits per byte", False, "what the text's next byte still tells; lower is better"),
+    "perplexity": Word("perplexity", False, "tokens that the model wavers between, on average; lower is better"),
+    "loss": Word("loss", False, "nats of surprise at the next token; lower is better"),
 }
-HEADLINES = ("accuracy", "rmse", "macro_f1", "mae", "r2", "log_loss")  # the first that a run has stands on top
+HEADLINES = (
+    "accuracy",
+    "rmse",
+    "macro_f1",
+    "mae",
+    "r2",
+    "log_loss",
+    "bits_per_byte",
+)  # the first that a run has stands on top
 
 
 def word(name: str) -> Word:

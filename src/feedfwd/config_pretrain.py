@@ -1,0 +1,86 @@
+"""The settings of `feedfwd pretrain`: text, tokenizer, Transformer, and how it is trained."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from feedfwd.config import (
+    Count,
+    FFNSpec,
+    NonNegative,
+    OptimizerConfig,
+    Positive,
+    Recipe,
+    ScheduleConfig,
+    Settings,
+    Share,
+    UpdatesConfig,
+)
+
+
+class TextConfig(Settings):
+    """Which text is read, how it becomes tokens, and how long a row of them is."""
+
+    validation: Annotated[Share, Field(gt=0)] = Field(0.1, description="share of the text held out")
+    column: str | None = Field(None, description="which column of tables and JSON lines holds the text")
+    weights: list[Positive] | None = Field(None, description="how often each source is drawn from; not given: by size")
+    tokenizer: str = Field("bpe", description="bpe, chars, bytes, or the path of a tokenizer.json")
+    vocabulary: Count | None = Field(None, description="tokens; not given: bpe up to 8192, chars as many as there are")
+    row: Annotated[int, Field(ge=2)] = Field(256, description="tokens the model sees at once")
+    separate: bool = Field(False, description="no token sees another document of its row")
+
+
+class TransformerConfig(Settings):
+    """What `size` sets, and what it leaves; the names are those of `feedfwd.models.transformer.Transformer`."""
+
+    width: Count = 256
+    depth: Count = 6
+    heads: Count = 4
+    kv_heads: Count | None = Field(None, description="key and value heads; not given: as many as heads")
+    head_width: Count | None = Field(None, description="not given: width / heads")
+    norm_kind: Literal["rms", "layer"] = "rms"
+    norm_place: Literal["pre", "post"] = "pre"
+    positions: Literal["rope", "learned", "none"] = "rope"
+    rope_base: Positive = 10_000.0
+    bias: Literal["none", "qkv", "all"] = "none"
+    qk_norm: bool = False
+    window: Count | None = Field(None, description="tokens that attention looks back; not given: the whole row")
+    tied: bool = Field(True, description="one matrix for embedding and output")
+    dropout: Share = 0.0
+    recompute: bool = Field(False, description="less memory for more time: blocks run again in the backward pass")
+
+
+class WideFFN(FFNSpec):
+    """The feed-forward layer of every block."""
+
+    activation: str = Field("swiglu", description="σ; a gated name such as swiglu implies kind=gated")
+    bias: bool = False
+    hidden: Count = Field(704, description="width inside")
+
+    def spec(self) -> FFNSpec:
+        return FFNSpec(**self.model_dump(exclude={"hidden"}))
+
+
+class PretrainUpdates(UpdatesConfig):
+    batch_size: Count = Field(8, description="rows a batch")
+    steps: Count | None = Field(None, description="number of updates")
+    evaluate_every: Count | None = Field(None, description="updates between evaluations; not given: ten in all")
+    save_every: Count = Field(200, description="updates between saved states")
+    z_loss: NonNegative = Field(0.0, description="keeps the logits from drifting (arXiv 2204.02311 takes 1e-4)")
+
+
+class PretrainConfig(Recipe):
+    """Everything `feedfwd pretrain` needs to know.
+
+    >>> PretrainConfig().with_("ffn.kind", "dense").sources
+    ['stdlib']
+    """
+
+    sources: Annotated[list[str], Field(min_length=1)] = Field(["stdlib"], description="where the text comes from")
+    size: str | None = Field(None, description="nano, tiny, small, medium, base, large, xl; not given: by effort")
+    data: TextConfig = TextConfig()
+    model: TransformerConfig = TransformerConfig()
+    ffn: WideFFN = WideFFN()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    train: PretrainUpdates = PretrainUpdates()

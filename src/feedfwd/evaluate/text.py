@@ -1,0 +1,58 @@
+"""How well a language model predicts text that it has not seen."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from feedfwd.data.packing import held_out_batches
+from feedfwd.data.tokens import Tokens
+from feedfwd.models.transformer import Transformer
+from feedfwd.train.cross_entropy import token_losses
+from feedfwd.train.precision import FP32, Precision
+
+
+def bits_per_byte(nats: float, n_bytes: int) -> float:
+    """Loss per byte of text, in bits: comparable across tokenizers.
+
+    >>> round(bits_per_byte(nats=693.147, n_bytes=1000), 3)
+    1.0
+    """
+    return nats / math.log(2) / n_bytes
+
+
+def text_scores(
+    model: Transformer,
+    tokens: Sequence[Tokens],
+    row: int,
+    batch_size: int,
+    *,
+    precision: Precision = FP32,
+    every: int = 1,
+) -> dict[str, float]:
+    """`loss` in nats a token, `bits_per_byte` and `perplexity` over all tokens, in rows that don't overlap.
+
+    The ends of documents are predicted too, and count for no byte. With `every` only each so many-th batch is
+    looked at, for an estimate.
+    """
+    device = model.head_weight.device
+    nats, seen = torch.zeros((), dtype=torch.float64), 0.0
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode(), precision.autocast():
+            for i, batch in enumerate(held_out_batches(tokens, row, batch_size, device=device)):
+                if i % every:
+                    continue
+                h_ND = model.hidden(batch.inputs).flatten(0, 1)
+                losses = token_losses(h_ND, model.head_weight, batch.targets.flatten())
+                if batch.weights is not None:
+                    losses = losses * batch.weights.flatten()
+                nats += losses.double().sum().cpu()
+                seen += batch.targets.numel() if batch.weights is None else float(batch.weights.sum())
+    finally:
+        model.train(training)
+    loss = float(nats) / seen
+    n_bytes = max(1, sum(t.counts.bytes for t in tokens))
+    whole = loss * sum(map(len, tokens))
+    return {"loss": loss, "bits_per_byte": bits_per_byte(whole, n_bytes), "perplexity": math.exp(min(loss, 700.0))}

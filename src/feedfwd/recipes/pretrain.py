@@ -1,0 +1,290 @@
+"""`feedfwd pretrain`: the policy around the loop: when to log, evaluate, sample and save, and what is left behind."""
+
+import math
+import time
+from contextlib import nullcontext
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from feedfwd.checkpoint import FORMAT, Run, write_json, write_text
+from feedfwd.config import parse
+from feedfwd.config_pretrain import PretrainConfig
+from feedfwd.data.tokenizer import TextTokenizer
+from feedfwd.errors import RunError
+from feedfwd.evaluate.text import text_scores
+from feedfwd.models.generate import Piecewise, Sampling, tokens
+from feedfwd.recipes import environment, state
+from feedfwd.recipes.console import Listener, Silent
+from feedfwd.recipes.interrupt import Interrupted, graceful
+from feedfwd.recipes.say_text import command, cost, overview, summary
+from feedfwd.recipes.text import EVALUATIONS, PreparedText, first_words, planned, prepare_text, too_short, tried
+from feedfwd.recipes.verbs import opened
+from feedfwd.recipes.writer import TOKENIZER, Writer
+from feedfwd.report import write_report
+from feedfwd.train.averaging import EMA
+from feedfwd.train.cross_entropy import Gradients
+from feedfwd.train.loop import Step, train
+from feedfwd.train.losses import build_loss
+from feedfwd.train.progress import Meter, clock, typical
+from feedfwd.train.schedules import build_schedule
+
+LOGGED = 200  # about so many steps of a run are logged
+ESTIMATE = 1 << 16  # held-out tokens that an evaluation on the way looks at
+SAMPLE = 64  # tokens
+UNTIMED = 9  # first updates, which allocate, compile and fill caches
+
+
+def pretrain_config(
+    config: PretrainConfig,
+    run_path: Path | None = None,
+    listener: Listener | None = None,
+    *,
+    started: float | None = None,
+) -> Writer:
+    """Train a language model by `config` into a new run directory; returns it with its tokenizer.
+
+    `started` is `time.perf_counter()` when the process began, so that `seconds.total` covers all of it.
+    """
+    started = time.perf_counter() if started is None else started
+    listener = listener or Silent()
+    with torch.random.fork_rng():
+        prepared = prepare_text(config, listener)
+        name = "+".join(Path(source).stem for source in config.sources)
+        return _begin(prepared, Run.create(run_path, name[:60]), listener, started)
+
+
+def _begin(prepared: PreparedText, run: Run, listener: Listener, started: float) -> Writer:
+    for line in overview(prepared):
+        listener.say(line)
+    write_text(run.path / TOKENIZER, prepared.tokenizer.to_json())
+    run.write_settings("pretrain", prepared.frozen().model_dump(exclude_none=True))
+    plan = planned(prepared, listener)
+    if plan is not prepared:
+        run.write_settings("pretrain", plan.frozen().model_dump(exclude_none=True))
+    return Pretraining(plan, run, listener, started).train()
+
+
+def dry_run(config: PretrainConfig, listener: Listener) -> PreparedText:
+    """Everything up to the first update, and what training would cost; nothing is written but the cache of tokens."""
+    with torch.random.fork_rng():
+        prepared = prepare_text(config, listener)
+        per_step = tried(prepared)
+    for line in [*overview(prepared), *cost(prepared, per_step)]:
+        listener.say(line)
+    listener.say("\n" + prepared.frozen().to_toml().rstrip())
+    return prepared
+
+
+def resume(path: Path, listener: Listener | None = None, *, started: float | None = None) -> Writer:
+    """Continue an interrupted run: on the same machine, versions and threads the result is the same to the bit."""
+    started = time.perf_counter() if started is None else started
+    listener = listener or Silent()
+    run = opened(path, "pretrain")
+    if run.finished:
+        raise RunError(
+            f"{path} is finished; there is nothing to resume", hint="start a new run with `feedfwd pretrain`"
+        )
+    config = parse(PretrainConfig, run.settings())
+    with torch.random.fork_rng():
+        prepared = prepare_text(config, listener, tokenizer=TextTokenizer.load(run.path / TOKENIZER))
+        if config.minutes is not None:  # stopped before it was planned
+            run.log_file.unlink(missing_ok=True)
+            return _begin(prepared, run, listener, started)
+        for line in overview(prepared):
+            listener.say(line)
+        pretraining = Pretraining(prepared, run, listener, started)
+        pretraining.restore()
+        return pretraining.train()
+
+
+class Pretraining:
+    """One training: what `prepare_text` made, and all that moves and has to be saved."""
+
+    def __init__(self, prepared: PreparedText, run: Run, listener: Listener, started: float) -> None:
+        self.p, self.run, self.listener, self.started = prepared, run, listener, started
+        c = prepared.config.train
+        self.steps = prepared.steps
+        self.batches = prepared.batches()
+        self.optimizer = prepared.optimizer()
+        self.schedule = build_schedule(total=self.steps, **prepared.config.schedule.model_dump())
+        self.ema = EMA(prepared.model, c.ema) if c.ema else None
+        self.step, self.seconds = 0, 0.0
+        self.evaluate_every = c.evaluate_every or max(1, self.steps // EVALUATIONS)
+        self.prompt = first_words(prepared)
+
+    # --- the policy -------------------------------------------------------------------------------------------------
+
+    def train(self) -> Writer:
+        p, c = self.p, self.p.config
+        notes = too_short(p)
+        p.notes += notes
+        for note in notes:
+            self.listener.say(f"note: {note}")
+        if self.step == 0:
+            parts = {"train": sum(map(len, p.train)), "validation": sum(map(len, p.held_out))}
+            self.run.log({"event": "start", "time": time.time(), "source": p.corpus.name, "task": "language", **parts})
+        self._began = time.perf_counter() - self.seconds
+        meter = Meter(self.steps)
+        log_every = max(1, self.steps // LOGGED)
+        durations: list[float] = []
+        with graceful() as stop:
+            last_end = time.perf_counter()
+            for step in train(
+                p.model,
+                self.batches,
+                build_loss("cross_entropy"),
+                self.optimizer,
+                steps=self.steps,
+                schedule=self.schedule,
+                start=self.step,
+                accumulate=c.train.accumulate,
+                clip=c.train.clip,
+                precision=p.precision,
+                ema=self.ema,
+                gradients=Gradients(c.train.z_loss),
+            ):
+                durations.append(time.perf_counter() - last_end)
+                self.step, last = step.n, step.n == self.steps
+                meter.update(step)
+                if step.n % log_every == 0 or last:
+                    self._log_step(step, meter)
+                with meter.paused():
+                    if step.n % self.evaluate_every == 0 and not last:
+                        self._look()
+                    if not last and (stop.number is not None or step.n % c.train.save_every == 0):
+                        self.save()
+                if stop.number is not None and not last:
+                    where = f"stopped at step {step.n} of {self.steps}"
+                    raise Interrupted(f"{where}; go on with: feedfwd pretrain --resume {self.run.path}", stop.number)
+                last_end = time.perf_counter()
+        self._tick()
+        return self._finish(typical(durations, UNTIMED) if durations else math.nan)
+
+    def _tick(self) -> None:
+        """Bring the training's wall clock up to now; it goes on where an interrupted run stopped."""
+        self.seconds = time.perf_counter() - self._began
+
+    def _look(self) -> None:
+        """An estimate of the scores, and a sample of what the model writes by now."""
+        with self.ema.swapped() if self.ema is not None else nullcontext():
+            held_out = sum(map(len, self.p.held_out))
+            scores = self._scores(every=max(1, held_out // ESTIMATE))
+            text = self._sample()
+        self._tick()
+        self.run.log({"event": "validation", "step": self.step, "scores": scores, "seconds": self.seconds})
+        self.run.log({"event": "sample", "step": self.step, **text})
+        self.listener.say(
+            f"step {self.step:,}: held-out {scores['bits_per_byte']:.3f} bits per byte  "
+            + repr(text["prompt"][-40:] + text["text"])
+        )
+
+    def _scores(self, every: int = 1) -> dict[str, float]:
+        c = self.p.config
+        return text_scores(
+            self.p.model, self.p.held_out, c.data.row, c.train.batch_size, precision=self.p.precision, every=every
+        )
+
+    def _sample(self) -> dict[str, str]:
+        """What the model writes after the first words of the held-out text."""
+        p, text = self.p, Piecewise(self.p.tokenizer)
+        pieces = [
+            text.add(one)
+            for (one,) in tokens(
+                p.model,
+                [self.prompt],
+                most=SAMPLE,
+                sampling=Sampling(temperature=0.8),
+                end=p.tokenizer.end,
+                seed=p.config.seed,
+            )
+            if one is not None and one != p.tokenizer.end
+        ]
+        return {"prompt": p.tokenizer.decode(self.prompt), "text": "".join([*pieces, text.finish()])}
+
+    # --- the state --------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Everything that moves, at an update boundary."""
+        self._tick()
+        tensors, numbers = state.moving(self.p.model, self.optimizer, self.ema)
+        counters = {
+            "data": self.p.fingerprint,
+            "batches": self.batches.state_dict(),
+            "optimizer": numbers,
+            "seconds": self.seconds,
+        }
+        self.run.save_state(self.step, tensors, counters)
+
+    def restore(self) -> None:
+        """Go back to the newest saved state, or to the beginning where there is none."""
+        found = self.run.load_state()
+        if found is None:
+            self.listener.say(f"{self.run.path} has no saved state yet: starting it again from its settings")
+            return
+        tensors, counters = found
+        if counters["data"] != self.p.fingerprint:
+            raise RunError(
+                f"the text or the tokenizer of {self.run.path} has changed since it began ({self.p.corpus.name})",
+                hint="restore it to resume, or start a new run on the new text",
+            )
+        state.restore(tensors, counters["optimizer"], self.p.model, self.optimizer, self.ema)
+        self.batches.load_state_dict(counters["batches"])
+        self.step, self.seconds = counters["step"], counters["seconds"]
+        self.listener.say(f"resuming {self.run.path} at step {self.step} of {self.steps}")
+
+    # --- what is said and left behind -------------------------------------------------------------------------------
+
+    def _log_step(self, step: Step, meter: Meter) -> None:
+        self._tick()
+        now = meter.read()
+        norm = None if step.grad_norm is None else float(step.grad_norm)
+        speed = now.examples_per_second * self.p.config.data.row
+        rate = speed if isfinite(speed) else None
+        event = {"event": "step", "step": step.n, "loss": float(step.loss), "lr": step.lr, "grad_norm": norm}
+        self.run.log({**event, "tokens_per_second": rate, "seconds": self.seconds})
+        left = "" if rate is None else f"  {rate:,.0f} tokens/s  {clock(now.eta)} left"
+        self.listener.progress(step.n, self.steps, f"loss {now.loss:.4f}{left}")
+
+    def _finish(self, per_step: float) -> Writer:
+        p = self.p
+        if self.ema is not None:
+            p.model.load_state_dict({k: v for k, v in self.ema.state_dict().items() if k != "updates"}, strict=False)
+        p.model.eval()
+        scores = self._scores()
+        self.run.log({"event": "validation", "step": self.step, "scores": scores, "seconds": self.seconds})
+        sample = self._sample()
+        self.run.log({"event": "sample", "step": self.step, **sample})
+        self.run.save_model(p.model.state_dict())
+        result: dict[str, Any] = {
+            "format": FORMAT,
+            "task": "language",
+            "source": p.corpus.name,
+            "validation": scores,
+            "sizes": {"train": sum(map(len, p.train)), "validation": sum(map(len, p.held_out))},
+            "bytes": {part: p.corpus.bytes_of(part) for part in ("train", "validation")},
+            "vocabulary": p.tokenizer.vocabulary,
+            "seconds": {"train": self.seconds, "total": time.perf_counter() - self.started},
+            "steps": self.step,
+            "tokens": self.step * p.tokens_per_update,
+            "tokens_per_second": p.tokens_per_update / per_step if isfinite(per_step) else None,
+            "parameters": p.model.parameter_count,
+            "flops_per_token": p.flops_per_token,
+            "seed": p.config.seed,
+            "sample": sample,
+            "notes": p.notes,
+            "command": command(p.config),
+            "environment": environment.describe(p.device, p.precision),
+        }
+        self.run.log({"event": "end", "step": self.step, "seconds": self.seconds})
+        write_json(self.run.result_file, result)
+        report = write_report(self.run.path)
+        result["seconds"]["total"] = time.perf_counter() - self.started
+        write_json(self.run.result_file, result)
+        self.run.drop_state()
+        for line in summary(result):
+            self.listener.say(line)
+        self.listener.say(f"report: {report}")
+        return Writer(p.model, p.tokenizer, p.config, self.run.path)

@@ -1,0 +1,69 @@
+"""What a pretraining tells a person, as lines of text; pure functions of what was found."""
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from feedfwd.config_pretrain import PretrainConfig
+from feedfwd.recipes.say import said_sets
+from feedfwd.recipes.text import PRESET, PreparedText
+from feedfwd.report.words import count, duration, number
+
+
+def overview(p: PreparedText) -> list[str]:
+    """What was found, what will be trained and how: the first lines of a run, and of a dry run."""
+    c, m = p.config, p.config.model
+    n_train, n_held = (sum(map(len, part)) for part in (p.train, p.held_out))
+    per_token = p.corpus.bytes_of("train") / max(1, n_train)
+    length = f"{p.steps:,} updates" if c.minutes is None else f"as many updates as fit into {c.minutes:g} minutes"
+    seen = p.steps * p.tokens_per_update
+    shown = "" if c.minutes is not None else f", {count(seen)} in all ({seen / max(1, n_train):.3g} epochs)"
+    return [
+        p.corpus.describe(),
+        f"{c.data.tokenizer} tokenizer, {p.tokenizer.vocabulary:,} tokens of {per_token:.3g} bytes on average: "
+        f"{n_train:,} to train on, {n_held:,} held out",
+        f"{c.size}: {m.depth} layers, {m.width} wide, {m.heads} heads, {c.ffn.activation} {c.ffn.hidden} wide: "
+        f"{p.model.parameter_count:,} parameters, {count(p.flops_per_token)} FLOPs a token in training",
+        f"{c.optimizer.name}, rate {c.optimizer.lr:.3g}, {c.schedule.name}; {length} of {p.tokens_per_update:,} "
+        f"tokens{shown}",
+        f"{p.device}, {p.precision.name} ({p.precision.reason})",
+        *(f"note: {note}" for note in p.notes),
+    ]
+
+
+def cost(p: PreparedText, per_step: float) -> list[str]:
+    """What training would take, from a short trial."""
+    minutes = p.config.minutes
+    steps = p.steps if minutes is None else int(60 * minutes / per_step)
+    seconds = per_step * steps if minutes is None else 60 * minutes
+    flops = p.flops_per_token * p.tokens_per_update * steps
+    return [
+        f"about {duration(seconds)} of training ({number(1000 * per_step)} ms an update, "
+        f"{p.tokens_per_update / per_step:,.0f} tokens/s), {count(flops)} FLOPs in all"
+    ]
+
+
+def summary(result: Mapping[str, Any]) -> list[str]:
+    """The last lines of a run: scores with their n, and the time it took."""
+    scores, n = result["validation"], result["sizes"]["validation"]
+    speed = result["tokens_per_second"]
+    rate = "" if speed is None else f", {speed:,.0f} tokens/s"
+    return [
+        f"held-out text ({n:,} tokens): {scores['bits_per_byte']:.4f} bits per byte, "
+        f"perplexity {number(scores['perplexity'])}, loss {scores['loss']:.4f} nats a token",
+        f"trained in {duration(result['seconds']['train'])}{rate}",
+    ]
+
+
+def command(config: PretrainConfig) -> str:
+    """The command that repeats a run: every setting that differs from its default or that an effort sets, spelled out.
+
+    >>> command(PretrainConfig(sources=["a.txt"], seed=3))
+    'feedfwd pretrain a.txt --seed 3'
+    """
+    words = ["feedfwd", "pretrain", *config.sources]
+    for flag in ("size", "effort", "minutes", "seed"):
+        value = getattr(config, flag)
+        if value != type(config).model_fields[flag].default:
+            words += [f"--{flag}", str(value)]
+    return shlex.join(words + said_sets(config, PRESET if config.size else ()))

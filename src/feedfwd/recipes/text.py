@@ -1,0 +1,282 @@
+"""From text to all that a pretraining needs; the same settings make the same things, so resuming makes them again."""
+
+import copy
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from feedfwd.config_pretrain import PretrainConfig
+from feedfwd.data.batches import Batch
+from feedfwd.data.corpus import Corpus, Part
+from feedfwd.data.packing import PackedBatches
+from feedfwd.data.tokenizer import TextTokenizer, make_tokenizer
+from feedfwd.data.tokens import Tokens, tokenize
+from feedfwd.errors import ConfigError, DataError
+from feedfwd.ffn.spec import is_gated
+from feedfwd.models.sizes import fitting, size
+from feedfwd.models.transformer import Transformer
+from feedfwd.recipes.console import Listener
+from feedfwd.recipes.prepare import usable_device
+from feedfwd.train.cross_entropy import Gradients
+from feedfwd.train.loop import train
+from feedfwd.train.losses import build_loss
+from feedfwd.train.optimizers import Optimizer, build_optimizer
+from feedfwd.train.precision import Precision, choose, products
+from feedfwd.train.progress import plan_steps, typical
+
+EVALUATIONS = 10
+EPOCHS = 10  # that an effort goes over the text at most; more teach little (Muennighoff et al. 2023, arXiv 2305.16264)
+LONG = 20_000_000  # bytes of text from which tokenising shows how far it is
+PER_PARAMETER = 20  # training tokens that a parameter wants; Hoffmann et al. 2022, arXiv 2203.15556
+WARMUP, TIMED, LONGEST = 2, 10, 10.0  # updates of a trial, and seconds that it may take
+
+
+@dataclass
+class PreparedText:
+    config: PretrainConfig  # with the effort's preset beneath
+    corpus: Corpus
+    tokenizer: TextTokenizer
+    train: list[Tokens]  # one a source
+    held_out: list[Tokens]
+    model: Transformer
+    precision: Precision
+    device: torch.device
+    notes: list[str] = field(default_factory=list)
+
+    def batches(self) -> PackedBatches:
+        c = self.config
+        return PackedBatches(
+            self.train,
+            c.data.row,
+            c.train.batch_size,
+            seed=c.seed,
+            weights=c.data.weights,
+            transform=weighted,
+            device=self.device,
+        )
+
+    @property
+    def steps(self) -> int:
+        return self.config.train.steps or 1
+
+    @property
+    def tokens_per_update(self) -> int:
+        c = self.config
+        return c.data.row * c.train.batch_size * c.train.accumulate
+
+    @property
+    def flops_per_token(self) -> int:
+        """Of training: the backward pass takes twice the forward's products."""
+        return 3 * self.model.flops(self.config.data.row)
+
+    @property
+    def fingerprint(self) -> list[str]:
+        """Of the text and of how it becomes tokens."""
+        return [self.corpus.fingerprint, self.tokenizer.fingerprint]
+
+    def optimizer(self) -> Optimizer:
+        settings = self.config.optimizer.model_dump()
+        return build_optimizer(self.model, **settings)
+
+    def frozen(self) -> PretrainConfig:
+        """The settings with what this machine decided: what a run keeps, so that resuming decides nothing anew."""
+        decided = {"threads": torch.get_num_threads(), "device": str(self.device), "precision": self.precision.name}
+        config = self.config
+        for name, value in decided.items():
+            config = config.with_(f"train.{name}", value)
+        return config
+
+
+def weighted(batch: Batch, generator: torch.Generator) -> Batch:
+    """Every token with a weight of its own, so that batches of an update are added up by their tokens."""
+    if batch.weights is not None:
+        return batch
+    return replace(batch, weights=torch.ones_like(batch.targets, dtype=torch.float32))
+
+
+def prepare_text(config: PretrainConfig, listener: Listener, *, tokenizer: TextTokenizer | None = None) -> PreparedText:
+    """Read, split, tokenise, build. With `tokenizer` the settings are those of a run, and carry their preset."""
+    sized = {} if tokenizer is not None else shape(config)  # a word that isn't known is no reason to read a corpus
+    d = config.data
+    if config.train.threads is not None:
+        torch.set_num_threads(config.train.threads)
+    device = usable_device(config.train.device)
+    corpus = Corpus(config.sources, validation=d.validation, seed=config.seed, column=d.column, weights=d.weights)
+    resolved = tokenizer is not None
+    if tokenizer is None:
+        tokenizer = make_tokenizer(d.tokenizer, corpus, vocabulary=d.vocabulary)
+    parts = {part: _tokens(corpus, tokenizer, part, listener) for part in ("train", "validation")}
+    if not resolved:
+        config = config.over(sized | preset(config, sum(map(len, parts["train"])), {**sized, **_flat(config)}))
+    torch.manual_seed(config.seed)
+    model = build_transformer(config, tokenizer).to(device)
+    rows = config.data.row * config.train.batch_size
+    notes = [*corpus.notes, *tokenizer.notes]
+    if unknown := sum(tokens.counts.unknown for tokens in parts["validation"]):
+        notes.append(f"{unknown:,} held-out tokens are unknown to the tokenizer, which flatters the bits per byte")
+    return PreparedText(
+        config=config,
+        corpus=corpus,
+        tokenizer=tokenizer,
+        train=parts["train"],
+        held_out=parts["validation"],
+        model=model,
+        precision=choose(config.train.precision, device, products(model, rows)),
+        device=device,
+        notes=notes,
+    )
+
+
+def _tokens(corpus: Corpus, tokenizer: TextTokenizer, part: Part, listener: Listener) -> list[Tokens]:
+    total, done = corpus.bytes_of(part), 0
+
+    def progress(n_bytes: int) -> None:
+        nonlocal done
+        done += n_bytes
+        listener.progress(min(done, total), total, "bytes tokenised")
+
+    return tokenize(corpus, tokenizer, part, progress=progress if total > LONG else None)
+
+
+def build_transformer(config: PretrainConfig, tokenizer: TextTokenizer) -> Transformer:
+    """The network that the settings describe, for a tokenizer's vocabulary."""
+    try:
+        return Transformer(
+            tokenizer.vocabulary,
+            **config.model.model_dump(),
+            hidden=config.ffn.hidden,
+            ffn=config.ffn.spec(),
+            context=config.data.row,
+            end=tokenizer.end if config.data.separate else None,
+        )
+    except (RuntimeError, MemoryError) as error:
+        if "memory" not in str(error):
+            raise
+        raise ConfigError(
+            f"model.width={config.model.width} and model.depth={config.model.depth} do not fit into this memory",
+            hint="take a smaller size",
+        ) from None
+
+
+# --- what an effort and a size mean ---------------------------------------------------------------------------------
+
+SIZE_OF = {"quick": "nano", "standard": "tiny", "best": "small"}
+UPDATES_OF = {"quick": 500, "standard": 2000, "best": 8000}
+
+PRESET = (  # the settings that effort and size may set
+    *("model.width", "model.depth", "model.heads", "ffn.kind", "ffn.activation", "ffn.hidden", "train.steps"),
+    *("optimizer.name", "optimizer.lr", "optimizer.weight_decay", "optimizer.beta2", "train.clip"),
+    *("schedule.name", "schedule.warmup", "schedule.decay"),
+)
+
+
+def shape(config: PretrainConfig) -> dict[str, Any]:
+    """Settings by dotted key: what the size says of the network's form, of which a given width brings its own."""
+    name = config.size or SIZE_OF[config.effort]
+    chosen, said = size(name), _flat(config)
+    kind, activation = said.get("ffn.kind"), said.get("ffn.activation")
+    hidden = chosen.hidden
+    if "model.width" in said:
+        hidden = max(32, round(config.model.width * 8 / 3 / 32) * 32)
+    if activation is None:
+        activation = "gelu" if kind == "dense" else "swiglu"
+    if kind is None:
+        kind = "dense"  # which a gated activation makes gated
+    gated = is_gated(kind, activation)
+    return {
+        "size": name,
+        "model.width": chosen.width,
+        "model.depth": chosen.depth,
+        "model.heads": chosen.heads,
+        "ffn.kind": kind,
+        "ffn.activation": activation,
+        "ffn.hidden": hidden if gated else hidden * 3 // 2,
+    }
+
+
+def preset(config: PretrainConfig, tokens: int, form: dict[str, Any]) -> dict[str, Any]:
+    """Settings by dotted key for training on so many tokens a network of this form."""
+    row, rows = config.data.row, config.train.batch_size * config.train.accumulate
+    found = {
+        "optimizer.name": "muon",
+        "optimizer.lr": 0.004 * min(1.0, (256 / form["model.width"]) ** 0.5),
+        "optimizer.weight_decay": 0.1,
+        "optimizer.beta2": 0.95,
+        "schedule.name": "warmup_stable_decay",
+        "schedule.warmup": 0.02,
+        "schedule.decay": 0.5,
+        "train.clip": 1.0,
+    }
+    if config.minutes is None:
+        found["train.steps"] = max(1, min(UPDATES_OF[config.effort], round(EPOCHS * tokens / (row * rows))))
+    return found
+
+
+def _flat(config: PretrainConfig) -> dict[str, Any]:
+    """What was given explicitly, by dotted key."""
+    said = config.said()
+    sections = {name: values for name, values in said.items() if isinstance(values, dict)}
+    return {f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()}
+
+
+def too_short(p: PreparedText) -> list[str]:
+    """A note where the network has too many parameters for the tokens that it will see."""
+    tokens, parameters = p.steps * p.tokens_per_update, p.model.parameter_count
+    if tokens >= PER_PARAMETER * parameters:
+        return []
+    smaller = fitting(tokens, p.tokenizer.vocabulary, per_parameter=PER_PARAMETER)
+    fits = size(smaller).parameters(p.tokenizer.vocabulary)
+    advice = f"--size {smaller} would suit it better" if fits < 0.9 * parameters else "train longer"
+    return [
+        f"{tokens / parameters:.2g} training tokens a parameter, where about {PER_PARAMETER} make the best of a size: "
+        + advice
+    ]
+
+
+# --- how long it takes ----------------------------------------------------------------------------------------------
+
+
+def planned(p: PreparedText, listener: Listener) -> PreparedText:
+    """The same with the number of updates settled in its settings, where minutes were given."""
+    minutes = p.config.minutes
+    if minutes is None:
+        return p
+    steps = plan_steps(60 * minutes, per_step=tried(p), reserve=0.1)
+    listener.say(f"{steps:,} updates fit into {minutes:g} minutes")
+    return replace(p, config=p.config.with_("minutes", None).with_("train.steps", steps))
+
+
+def tried(p: PreparedText) -> float:
+    """Seconds that an update takes here, from doing some on a copy of the network."""
+    c = p.config.train
+    trial = replace(p, model=copy.deepcopy(p.model))
+    times: list[float] = []
+    last = time.perf_counter()
+    for _ in train(
+        trial.model,
+        trial.batches(),
+        build_loss("cross_entropy"),
+        trial.optimizer(),
+        steps=WARMUP + TIMED,
+        accumulate=c.accumulate,
+        clip=c.clip,
+        precision=p.precision,
+        gradients=Gradients(c.z_loss),
+    ):
+        now = time.perf_counter()
+        times.append(now - last)
+        last = now
+        if len(times) > WARMUP and sum(times) > LONGEST:
+            break
+    return typical(times, WARMUP)
+
+
+def first_words(p: PreparedText, many: int = 16) -> list[int]:
+    """The first tokens of the held-out text, for samples to go on from."""
+    tokens = next((t for t in p.held_out if len(t)), None)
+    if tokens is None:
+        raise DataError("no text is held out", hint="give more text")
+    found = tokens.read(0, min(many, len(tokens))).tolist()
+    return found[: found.index(p.tokenizer.end)] or found if p.tokenizer.end in found else found

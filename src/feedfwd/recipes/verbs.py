@@ -1,0 +1,24 @@
+"""Which verb made a run, and what to say to one that belongs to another."""
+
+from pathlib import Path
+
+from feedfwd.checkpoint import Run
+from feedfwd.errors import RunError
+
+USE = {"fit": "`feedfwd predict` and `feedfwd evaluate`", "pretrain": "`feedfwd generate` and `feedfwd evaluate`"}
+
+
+def verb_of(path: Path) -> str:
+    """`fit` or `pretrain`; a run that is none says so by RunError."""
+    return str(Run.open(path).about().get("verb"))
+
+
+def opened(path: Path, verb: str) -> Run:
+    """The run at `path`, which has to be `verb`'s."""
+    run = Run.open(path)
+    made = str(run.about().get("verb"))
+    if made in USE and made != verb:
+        what = f"{path} is a run of `feedfwd {made}`, not of `feedfwd {verb}`"
+        hint = f"it is for {USE[made]}; an interrupted one goes on with: feedfwd {made} --resume {path}"
+        raise RunError(what, hint=hint)
+    return run

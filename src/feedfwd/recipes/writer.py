@@ -1,0 +1,150 @@
+"""A trained language model with its tokenizer: what `ff.load` gives for a run of `feedfwd pretrain`."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from feedfwd.checkpoint import Run
+from feedfwd.config import parse
+from feedfwd.config_pretrain import PretrainConfig
+from feedfwd.data.corpus import Corpus
+from feedfwd.data.tokenizer import TextTokenizer
+from feedfwd.data.tokens import tokenize
+from feedfwd.errors import ConfigError, DataError, RunError
+from feedfwd.evaluate.text import text_scores
+from feedfwd.models.generate import Sampling, complete, write
+from feedfwd.models.transformer import Transformer
+from feedfwd.recipes.console import Listener
+from feedfwd.recipes.text import build_transformer
+from feedfwd.recipes.verbs import opened
+from feedfwd.report.words import number, word
+
+TOKENIZER = "tokenizer.json"
+
+
+class Writer:
+    """`write`, `complete`, `score`; and `model`, a plain nn.Module from token ids (B, T) to logits (B, T, V)."""
+
+    def __init__(
+        self, model: Transformer, tokenizer: TextTokenizer, config: PretrainConfig, run: Path | None = None
+    ) -> None:
+        self.model, self.tokenizer, self.config, self.run = model, tokenizer, config, run
+
+    @classmethod
+    def load(cls, path: Path) -> "Writer":
+        run = opened(path, "pretrain")
+        config = parse(PretrainConfig, run.settings())
+        if not (path / TOKENIZER).is_file():
+            raise RunError(f"{path} is incomplete: {TOKENIZER} is missing", hint="restore it from a copy of the run")
+        tokenizer = TextTokenizer.load(path / TOKENIZER)
+        weights = run.load_model()
+        vocabulary = weights["embedding.weight"].shape[0] if "embedding.weight" in weights else None
+        if vocabulary is not None and vocabulary != tokenizer.vocabulary:
+            what = f"{path / TOKENIZER} has {tokenizer.vocabulary:,} tokens, and the model {vocabulary:,}"
+            raise RunError(what, hint="restore the tokenizer that the model was trained with")
+        model = build_transformer(config, tokenizer)
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise RunError(f"{run.model_file} doesn't fit config.toml: {reason}", hint="was one replaced?") from None
+        return cls(model.eval(), tokenizer, config, path)
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """Scores, seconds and environment, as in result.json."""
+        if self.run is None:
+            raise RunError("this model was not loaded from a run", hint="use ff.load(run)")
+        run = Run(self.run)
+        return run.read_json(run.result_file)
+
+    def encode(self, text: str) -> Tensor:
+        """Token ids (1, T), for `model`."""
+        return torch.tensor([self.tokenizer.encode(text)], device=self.model.head_weight.device)
+
+    def write(
+        self, prompt: str, *, most: int = 200, sampling: Sampling | None = None, stop: Sequence[str] = (), seed: int = 0
+    ) -> Iterator[str]:
+        """What the model writes after the prompt, piece by piece, to the end of the document or `most` tokens."""
+        end = self.tokenizer.end
+        return write(self.model, self.tokenizer, prompt, most=most, sampling=sampling, end=end, stop=stop, seed=seed)
+
+    def complete(
+        self,
+        prompts: Sequence[str],
+        *,
+        most: int = 200,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+    ) -> list[str]:
+        """What the model writes after each of the prompts."""
+        end = self.tokenizer.end
+        return complete(
+            self.model, self.tokenizer, prompts, most=most, sampling=sampling, end=end, stop=stop, seed=seed
+        )
+
+    def score(self, source: str) -> dict[str, float]:
+        """`loss`, `bits_per_byte` and `perplexity` on all text of a source."""
+        corpus = Corpus([source], validation=0, column=self.config.data.column)
+        parts = tokenize(corpus, self.tokenizer, "train")
+        return text_scores(self.model, parts, self.config.data.row, self.config.train.batch_size)
+
+    def __repr__(self) -> str:
+        m = self.config.model
+        return f"Writer({m.depth} layers, {m.width} wide, {self.tokenizer.vocabulary} tokens, run={str(self.run)!r})"
+
+
+def generate_run(
+    path: Path,
+    prompt: str | None,
+    prompts: Path | None,
+    out: Callable[[str], object],
+    *,
+    most: int,
+    sampling: Sampling,
+    stop: Sequence[str] = (),
+    seed: int = 0,
+) -> None:
+    """`feedfwd generate`: a prompt with what follows as it comes, or a JSON line for each of a file of prompts."""
+    if (prompt is None) == (prompts is None):
+        raise ConfigError("one prompt or a file of them is needed", hint='give "PROMPT" or --prompts FILE')
+    if most < 1:
+        raise ConfigError(f"--tokens {most} leaves nothing to write", hint="try --tokens 200")
+    writer = Writer.load(path)
+    if prompts is not None:
+        lines = _lines(prompts)
+        for line, text in zip(
+            lines, writer.complete(lines, most=most, sampling=sampling, stop=stop, seed=seed), strict=True
+        ):
+            out(json.dumps({"prompt": line, "text": text}, ensure_ascii=False) + "\n")
+        return
+    assert prompt is not None
+    out(prompt)
+    for piece in writer.write(prompt, most=most, sampling=sampling, stop=stop, seed=seed):
+        out(piece)
+    out("\n")
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} can't be read ({error})", hint="give a text file with a prompt on each line") from None
+    if not lines:
+        raise DataError(f"{file} holds no prompt", hint="give a text file with a prompt on each line")
+    return lines
+
+
+def evaluate_text(path: Path, source: str | None, listener: Listener) -> dict[str, float]:
+    """Scores of a language model on a text; without one, those of its held-out text that its run has."""
+    writer = Writer.load(path)
+    scores = writer.result["validation"] if source is None else writer.score(source)
+    listener.say(f"{path} on {'its held-out text' if source is None else source}")
+    for key, value in scores.items():
+        listener.say(f"  {word(key).label:<24}{number(value)}")
+    return scores
