@@ -1,0 +1,223 @@
+"""From text to a language model that writes: runs, resuming to the bit, and one line for what can't work."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import feedfwd as ff
+from feedfwd.checkpoint import Run
+from feedfwd.cli import main
+from feedfwd.config import overrides, parse
+from feedfwd.config_pretrain import PretrainConfig
+from feedfwd.errors import RunError
+from feedfwd.recipes.interrupt import Interrupted
+from feedfwd.recipes.pretrain import pretrain_config, resume
+from feedfwd.recipes.writer import Writer
+
+TINY = [
+    "model.width=16",
+    "model.depth=1",
+    "model.heads=2",
+    "ffn.hidden=32",
+    "data.tokenizer=bytes",
+    "data.row=16",
+    "train.batch_size=4",
+    "train.steps=12",
+    "train.threads=1",
+    "train.precision=fp32",
+]
+
+
+@pytest.fixture(autouse=True)
+def in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEEDFWD_CACHE", str(tmp_path / "cache"))
+    Path("text.txt").write_text("".join(f"{i} times {i % 7} is {i * (i % 7)}.\n" for i in range(300)))
+
+
+def config(*settings: str) -> PretrainConfig:
+    return parse(PretrainConfig, {"sources": ["text.txt"], **overrides([*TINY, *settings], PretrainConfig)})
+
+
+def weights(run: str) -> bytes:
+    return (Path(run) / "model.safetensors").read_bytes()
+
+
+def test_a_run_holds_everything_and_repeats(tmp_path: Path) -> None:
+    writer = pretrain_config(config("train.steps=60"), Path("a"))
+    names = {p.name for p in Path("a").iterdir()}
+    wanted = {"config.toml", "tokenizer.json", "model.safetensors", "log.jsonl", "result.json", "report.html"}
+    assert names == wanted
+    result = writer.result
+    scores = result["validation"]
+    assert scores["loss"] < 4.5 and scores["bits_per_byte"] == pytest.approx(scores["loss"] / 0.6931, rel=0.02)
+    assert result["tokens"] == 60 * 64 and result["tokens_per_second"] > 0
+    assert result["flops_per_token"] == 3 * writer.model.flops(16)
+    assert any("tokens a parameter" in note for note in result["notes"])
+    events = [json.loads(line) for line in Path("a/log.jsonl").read_text().splitlines()]
+    assert {"start", "step", "validation", "sample", "end"} == {e["event"] for e in events}
+    losses = [e["loss"] for e in events if e["event"] == "step"]
+    assert losses[-1] < losses[0] - 0.5
+    again = parse(PretrainConfig, Run.open(Path("a")).settings())
+    pretrain_config(again, Path("b"))
+    assert weights("a") == weights("b")
+
+    Path("a").rename(tmp_path / "moved")
+    loaded = ff.load("moved")
+    assert isinstance(loaded, Writer)
+    ids = loaded.encode("2 times 2")
+    logits = loaded.model(ids)
+    assert logits.shape == (1, 9, 257)
+    assert torch.equal(logits, writer.model(ids))
+    text = "".join(loaded.write("2 times", most=9, seed=1))
+    assert text == loaded.complete(["2 times"], most=9, seed=1)[0] == "".join(writer.write("2 times", most=9, seed=1))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["ffn.kind=dense", "train.ema=0.9", "model.positions=learned", "model.norm_kind=layer"],
+        ["optimizer.name=adamw", "schedule.name=cosine", "train.accumulate=3", "data.separate=true"],
+        ["ffn.kind=stranger:Maxout", "data.tokenizer=chars", "train.precision=bf16", "train.z_loss=1e-4"],
+        ["data.tokenizer=bpe", "data.vocabulary=270", "model.kv_heads=1", "model.tied=false"],
+    ],
+    ids=lambda s: ",".join(s),
+)
+def test_every_part_trains(settings: list[str]) -> None:
+    writer = pretrain_config(config(*settings), Path("run"))
+    assert writer.result["validation"]["loss"] < 6
+    ids = writer.encode("2 times")
+    assert torch.equal(ff.load("run").model(ids), writer.model(ids))
+
+
+class StopAt:
+    """A listener that asks this process to stop, as Ctrl-C would, once training has reached a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def say(self, text: str) -> None: ...
+
+    def progress(self, step: int, total: int, text: str) -> None:
+        if step >= self.step:
+            self.step = 10**9
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+STATEFUL = ["train.ema=0.9", "model.dropout=0.1", "train.evaluate_every=5", "train.accumulate=2", "train.steps=20"]
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_resuming_gives_the_same_bits(optimizer: str) -> None:
+    stateful = config(*STATEFUL, f"optimizer.name={optimizer}")
+    pretrain_config(stateful, Path("whole"))
+    with pytest.raises(Interrupted, match="pretrain --resume"):
+        pretrain_config(stateful, Path("parts"), StopAt(7))
+    with pytest.raises(Interrupted):
+        resume(Path("parts"), StopAt(13))
+    resume(Path("parts"))
+    assert weights("parts") == weights("whole")
+    scores = [json.loads(Path(run, "result.json").read_text())["validation"] for run in ("parts", "whole")]
+    assert scores[0] == scores[1]
+
+
+def test_a_changed_text_is_not_resumed() -> None:
+    with pytest.raises(Interrupted):
+        pretrain_config(config(*STATEFUL), Path("run"), StopAt(7))
+    Path("text.txt").write_text("something else entirely. " * 200)
+    with pytest.raises(RunError, match="has changed"):
+        resume(Path("run"))
+
+
+def test_minutes_fix_the_number_of_updates() -> None:
+    timed = {**config().said(), "minutes": 0.005}
+    timed["train"] = {key: value for key, value in timed["train"].items() if key != "steps"}
+    writer = pretrain_config(parse(PretrainConfig, timed), Path("run"))
+    settings = Run.open(Path("run")).settings()
+    assert settings["train"]["steps"] == writer.result["steps"] and "minutes" not in settings
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def call(*argv: str) -> int:
+    sys.argv = ["feedfwd", *argv]
+    try:
+        main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+SETS = [word for pair in TINY for word in ("--set", pair)]
+
+
+def test_the_commands_work_together(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("pretrain", "text.txt", "--run", "run", *SETS) == 0
+    assert "bits per byte" in capsys.readouterr().out
+    assert call("generate", "run", "2 times", "--tokens", "5", "--temperature", "0") == 0
+    assert capsys.readouterr().out.startswith("2 times")
+    Path("prompts.txt").write_text("1 times\n2 times\n")
+    assert call("generate", "run", "--prompts", "prompts.txt", "--tokens", "5") == 0
+    assert [json.loads(line)["prompt"] for line in capsys.readouterr().out.splitlines()] == ["1 times", "2 times"]
+    assert call("evaluate", "run", "text.txt") == call("info", "run") == call("runs", ".") == 0
+    assert "perplexity" in capsys.readouterr().out
+
+
+def pretrain(*argv: str) -> Callable[[], list[str]]:
+    return lambda: ["pretrain", "text.txt", *SETS, *argv]
+
+
+def text(content: bytes, *argv: str) -> Callable[[], list[str]]:
+    def make() -> list[str]:
+        Path("other.txt").write_bytes(content)
+        return ["pretrain", "other.txt", *SETS, *argv]
+
+    return make
+
+
+def done(*argv: str, spoil: Callable[[], object] = lambda: None) -> Callable[[], list[str]]:
+    def make() -> list[str]:
+        pretrain_config(config("train.steps=1"), Path("done"))
+        spoil()
+        return list(argv)
+
+    return make
+
+
+BAD: list[tuple[str, Callable[[], list[str]], str]] = [
+    ("no such source", lambda: ["pretrain", "nowhere.txt"], "nowhere.txt"),
+    ("empty text", text(b""), "no text"),
+    ("binary", text(bytes(range(256)) * 20), "other.txt"),
+    ("shorter than a row", text(b"a few words", "--set", "data.row=64"), "data.row"),
+    ("vocabulary too large", pretrain("--set", "data.tokenizer=chars", "--set", "data.vocabulary=999"), "999"),
+    ("unknown tokenizer", pretrain("--set", "data.tokenizer=words"), "words"),
+    ("unknown size", pretrain("--size", "huge"), "huge"),
+    ("unknown setting", pretrain("--set", "model.widht=3"), "model.width"),
+    ("heads that don't divide", pretrain("--set", "model.heads=3"), "not divisible"),
+    ("unknown activation", pretrain("--set", "ffn.activation=rellu"), "rellu"),
+    ("two lengths", pretrain("--minutes", "1"), "train.steps"),
+    ("resume with settings", lambda: ["pretrain", "--resume", "x", "--size", "nano"], "--size"),
+    ("resume what is finished", done("pretrain", "--resume", "done"), "finished"),
+    ("resume as another verb", done("fit", "--resume", "done"), "feedfwd pretrain --resume"),
+    ("predict with it", done("predict", "done", "digits"), "feedfwd generate"),
+    ("no prompt", done("generate", "done"), "prompt"),
+    ("a top_p out of range", done("generate", "done", "a", "--top-p", "2"), "top_p"),
+    ("no tokenizer", done("generate", "done", "a", spoil=lambda: Path("done/tokenizer.json").unlink()), "tokenizer"),
+    ("no weights", done("generate", "done", "a", spoil=lambda: Path("done/model.safetensors").unlink()), "missing"),
+    ("a run of another model", lambda: ["generate", "nowhere", "a"], "no run at"),
+]
+
+
+@pytest.mark.parametrize(("make", "said"), [case[1:] for case in BAD], ids=[case[0] for case in BAD])
+def test_bad_input_is_one_line(make: Callable[[], list[str]], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = make()
+    assert call(*argv) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and said in error
