@@ -6,6 +6,7 @@ import torch
 
 from feedfwd.models.mlp_fast import FastMLP, lacks
 from feedfwd.recipes.prepare import Prepared, optimizer_for
+from feedfwd.train.adversarial import adversarial
 from feedfwd.train.lean import LeanAdam
 from feedfwd.train.loop import Gradients, autograd
 from feedfwd.train.optimizers import Optimizer
@@ -25,7 +26,8 @@ class Engine:
 def engine(p: Prepared, lr: float) -> Engine:
     """The fast path for `p.model` where it serves; from then on its parameters are views of one flat tensor."""
     if plain_because(p) is not None:
-        return Engine(optimizer_for(p.model, p.config, lr), autograd, p.precision)
+        reach = p.config.train.adversarial
+        return Engine(optimizer_for(p.model, p.config, lr), adversarial(reach) if reach else autograd, p.precision)
     fast = FastMLP(p.model, output_gradient(p.loss), bf16=p.precision.name == "bf16")
     optimizer = optimizer_for(fast.flat, p.config, lr)
     lean = LeanAdam(optimizer) if isinstance(optimizer, torch.optim.Adam) else optimizer
@@ -34,4 +36,6 @@ def engine(p: Prepared, lr: float) -> Engine:
 
 def plain_because(p: Prepared) -> str | None:
     """Why autograd finds the gradients; None where the fast path does."""
+    if p.config.train.adversarial:
+        return "adversarial training differentiates the inputs"
     return lacks(p.model, p.config.optimizer.name)
