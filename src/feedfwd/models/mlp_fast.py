@@ -23,8 +23,8 @@ from feedfwd.ffn.parts import Linear
 from feedfwd.ffn.products import LARGE, linear, onednn_is_faster
 from feedfwd.models.mlp import MLP, PlainLayer
 
-# (outputs (N, O), batch, total weight) -> the batch's share of the mean loss, and its gradient (N, O)
-OutputGradient = Callable[[Tensor, Batch, Tensor | float], tuple[Tensor, Tensor]]
+# (outputs (O, N), batch, total weight, where its gradient (O, N) goes) -> the batch's share of the mean loss
+OutputGradient = Callable[[Tensor, Batch, Tensor | float, Tensor], Tensor]
 
 Call = Callable[[], object]  # an operation, bound to its tensors
 
@@ -112,10 +112,15 @@ class Layer(NamedTuple):
     dropout: float
 
 
+def by_onednn(weight_OI: Tensor, n: int) -> bool:
+    """Whether `linear` leaves a product to the library that can't write where it is told to."""
+    return weight_OI.dtype == torch.float32 and weight_OI.numel() * n >= LARGE and onednn_is_faster()
+
+
 def affine(layer: Layer, h_IN: Tensor, out_ON: Tensor) -> Call:
     """W h + b."""
     w_OI, b_O1 = layer.weight_OI, layer.bias_O1
-    if by_onednn(w_OI, h_IN):
+    if by_onednn(w_OI, h_IN.shape[1]):
         if b_O1 is None:
             return lambda: out_ON.copy_(linear(w_OI, h_IN.t()))
         return lambda: torch.add(linear(w_OI, h_IN.t()), b_O1, out=out_ON)
@@ -124,36 +129,31 @@ def affine(layer: Layer, h_IN: Tensor, out_ON: Tensor) -> Call:
     return partial(torch.addmm, b_O1, w_OI, h_IN, out=out_ON)
 
 
-def outer(layer: Layer, d_ON: Tensor, h_IN: Tensor) -> Call:
-    """∂/∂W, from the gradient of W h + b."""
-    into_OI = layer.weight_gradient_OI
-    if by_onednn(into_OI, h_IN):
-        return lambda: into_OI.copy_(linear(d_ON, h_IN))
-    return partial(torch.mm, d_ON, h_IN.t(), out=into_OI)
-
-
 def back(layer: Layer, d_ON: Tensor, out_IN: Tensor) -> Call:
     """Wᵀ d."""
     w_IO = layer.weight_OI.t()
-    if by_onednn(w_IO, d_ON):
+    if by_onednn(w_IO, d_ON.shape[1]):
         return lambda: out_IN.copy_(linear(w_IO, d_ON.t()))
     return partial(torch.mm, w_IO, d_ON, out=out_IN)
 
 
-def by_onednn(weight: Tensor, columns: Tensor) -> bool:
-    """Whether `linear` leaves a product to the library that can't write where it is told to."""
-    return weight.dtype == torch.float32 and weight.numel() * columns.shape[1] >= LARGE and onednn_is_faster()
+def outer(layer: Layer, d_ON: Tensor, h_IN: Tensor) -> Call:
+    """∂/∂W = d hᵀ, d being the gradient of W h + b."""
+    into_OI = layer.weight_gradient_OI
+    if by_onednn(into_OI, d_ON.shape[1]):
+        return lambda: into_OI.copy_(linear(d_ON, h_IN))
+    return partial(torch.mm, d_ON, h_IN.t(), out=into_OI)
 
 
 class Tape(NamedTuple):
-    """Forward and backward pass for one batch size, but for what touches the inputs."""
+    """Forward and backward pass for one batch size, but for the two products that take the inputs."""
 
-    first_ON: Tensor  # takes W h + b of the first layer
+    first_ON: Tensor  # W h + b of the first layer
     forward: list[Call]
-    outputs_NO: Tensor
-    d_outputs_ON: Tensor  # takes the loss's gradient
+    outputs_ON: Tensor
+    d_outputs_ON: Tensor
     backward: list[Call]
-    d_first_ON: Tensor  # holds the gradient of first_ON in the end
+    d_first_ON: Tensor
 
 
 class FastMLP:
@@ -228,17 +228,15 @@ class FastMLP:
         """To the loss and back: into the gradients, whatever they held."""
         model, first = self.model, self._layers[0]
         key = len(batch.targets), model.training
-        if key not in self._tapes:
-            self._tapes[key] = self._record(*key)
-        tape = self._tapes[key]
-        x_IN = batch.inputs.flatten(1).to(first.weight_OI.dtype).t()
+        tape = self._tapes.get(key) or self._record(*key)
+        x_NI = batch.inputs.flatten(1).to(first.weight_OI.dtype)
         if model.training and model.input_dropout.p:
-            x_IN = model.input_dropout(x_IN.t()).t()
+            x_NI = model.input_dropout(x_NI)
+        x_IN = x_NI.t()
         affine(first, x_IN, tape.first_ON)()
         for call in tape.forward:
             call()
-        share, d_NO = self.output_gradient(tape.outputs_NO.to(self._weights.dtype), batch, total_weight)
-        tape.d_outputs_ON.copy_(d_NO.t())
+        share = self.output_gradient(tape.outputs_ON, batch, total_weight, tape.d_outputs_ON)
         for call in tape.backward:
             call()
         outer(first, tape.d_first_ON, x_IN)()
@@ -253,7 +251,7 @@ class FastMLP:
         for i, layer in enumerate(self._layers):
             if layer.bias_gradient_O is not None:
                 backward.append(partial(torch.sum, d[i], 1, out=layer.bias_gradient_O))
-            if i == len(self._layers) - 1:
+            if layer is self._layers[-1]:
                 break
             h, slope_forward, slope_backward = curve(layer.activation, a[i], d[i])
             forward.append(slope_forward)
@@ -271,7 +269,13 @@ class FastMLP:
             forward.append(affine(after, h, a[i + 1]))
             backward.append(back(after, d[i + 1], d[i]))
             backward.append(outer(after, d[i + 1], h))
-        return Tape(a[0], forward, a[-1].t(), d[-1], backward[::-1], d[0])
+        outputs, d_outputs = a[-1], d[-1]
+        if self._cast:  # the loss is a matter of full precision
+            outputs, d_outputs = outputs.to(self._weights.dtype), d_outputs.to(self._weights.dtype)
+            forward.append(partial(outputs.copy_, a[-1]))
+            backward.append(partial(d[-1].copy_, d_outputs))
+        self._tapes[n, training] = tape = Tape(a[0], forward, outputs, d_outputs, backward[::-1], d[0])
+        return tape
 
 
 def _draw(mask_NO: Tensor, p: float) -> None:

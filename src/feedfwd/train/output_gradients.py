@@ -1,7 +1,8 @@
 """A loss and its gradient with respect to the outputs alone: where a backward pass of one's own begins.
 
 The losses that small networks mostly train with have a closed form, a few operations on a few numbers; for the others
-autograd works it out, from the outputs on.
+autograd works it out, from the outputs on. Examples are columns here: biases, softmax and sums over the examples then
+work on many numbers at once.
 """
 
 # N examples, C classes, K outputs
@@ -18,16 +19,16 @@ from feedfwd.train import losses
 from feedfwd.train.loop import autograd
 from feedfwd.train.losses import Loss
 
-# (outputs (N, K), batch, total weight) -> the batch's share of the mean loss, and its gradient (N, K)
-OutputGradient = Callable[[Tensor, Batch, Tensor | float], tuple[Tensor, Tensor]]
+# (outputs (K, N), batch, total weight, where its gradient (K, N) goes) -> the batch's share of the mean loss
+OutputGradient = Callable[[Tensor, Batch, Tensor | float, Tensor], Tensor]
 
 
 def output_gradient(loss: Loss) -> OutputGradient:
     """The same numbers as `loop.autograd` gives for a network that ends in these outputs.
 
-    >>> share, gradient = output_gradient(losses.mse)(torch.ones(2, 1), Batch(torch.zeros(2, 1), torch.zeros(2)), 2)
-    >>> share, gradient.tolist()
-    (tensor(1.), [[1.0], [1.0]])
+    >>> outputs, gradient = torch.ones(1, 2), torch.empty(1, 2)
+    >>> output_gradient(losses.mse)(outputs, Batch(torch.zeros(2, 1), torch.zeros(2)), 2, gradient), gradient
+    (tensor(1.), tensor([[1., 1.]]))
     """
     function, options = (loss.func, loss.keywords) if isinstance(loss, partial) else (loss, {})
     if function is losses.cross_entropy:
@@ -39,30 +40,28 @@ def output_gradient(loss: Loss) -> OutputGradient:
     return partial(by_autograd, loss)
 
 
-def by_autograd(loss: Loss, outputs: Tensor, batch: Batch, total: Tensor | float) -> tuple[Tensor, Tensor]:
+def by_autograd(loss: Loss, outputs: Tensor, batch: Batch, total: Tensor | float, out: Tensor) -> Tensor:
     """For any loss."""
-    leaf = outputs.detach().requires_grad_()
+    leaf = outputs.t().detach().requires_grad_()
     share = autograd(nn.Identity(), Batch(leaf, batch.targets, batch.weights), loss, total)
     assert leaf.grad is not None
-    return share, leaf.grad
+    out.copy_(leaf.grad.t())
+    return share
 
 
 class CrossEntropy:
-    """∂/∂z Σ_n s_n Σ_c -t_c log softmax(z)_c = s (p Σ_c t_c - t), with s = weight / total and class weights within t.
-
-    Classes stand as rows inside: a softmax over few rows works on many columns at once, so this is fastest where the
-    outputs are the transpose of a contiguous (C, N).
-    """
+    """∂/∂z Σ_n s_n Σ_c -t_c log softmax(z)_c = s (p Σ_c t_c - t), where s = weight / total; class weights enter t."""
 
     def __init__(self, label_smoothing: float = 0.0, class_weights: Tensor | None = None) -> None:
         self.label_smoothing, self.class_weights = label_smoothing, class_weights
         self._tables: dict[tuple[int, torch.dtype, float], tuple[Tensor, Tensor]] = {}
 
-    def __call__(self, outputs: Tensor, batch: Batch, total: Tensor | float) -> tuple[Tensor, Tensor]:
-        log_p_CN = torch.log_softmax(outputs.t(), 0)
+    def __call__(self, outputs: Tensor, batch: Batch, total: Tensor | float, out: Tensor) -> Tensor:
+        log_p_CN = torch.log_softmax(outputs, 0)
         t_CN, mass = (self._soft if batch.targets.is_floating_point() else self._labels)(log_p_CN, batch, total)
         share = torch.dot(t_CN.view(-1), log_p_CN.view(-1))
-        return share, torch.addcmul(t_CN, log_p_CN.exp_(), mass, out=t_CN).t()
+        torch.addcmul(t_CN, log_p_CN.exp_(), mass, out=out)
+        return share
 
     def _labels(self, log_p_CN: Tensor, batch: Batch, total: Tensor | float) -> tuple[Tensor, Tensor]:
         """-t s and Σ_c t_c s: columns of a table that holds every label's."""
@@ -93,25 +92,30 @@ class CrossEntropy:
         return smooth if self.class_weights is None else self.class_weights.to(smooth)[:, None] * smooth
 
 
-def mse(outputs: Tensor, batch: Batch, total: Tensor | float) -> tuple[Tensor, Tensor]:
+def mse(outputs: Tensor, batch: Batch, total: Tensor | float, out: Tensor) -> Tensor:
     """∂/∂y Σ_n s_n mean_k (y - t)² = 2 s (y - t) / K."""
-    error_NK = outputs - batch.targets.to(outputs.dtype).reshape(outputs.shape)
-    gradient_NK = error_NK * _each(batch, total, 2 / outputs.shape[1])
-    return torch.dot(error_NK.reshape(-1), gradient_NK.reshape(-1)).mul_(0.5), gradient_NK
+    error_KN = outputs - _targets(outputs, batch)
+    torch.mul(error_KN, _each(batch, total, 2 / len(outputs)), out=out)
+    return torch.dot(error_KN.view(-1), out.view(-1)).mul_(0.5)
 
 
 def binary_cross_entropy(
-    outputs: Tensor, batch: Batch, total: Tensor | float, label_smoothing: float = 0.0
-) -> tuple[Tensor, Tensor]:
+    outputs: Tensor, batch: Batch, total: Tensor | float, out: Tensor, label_smoothing: float = 0.0
+) -> Tensor:
     """∂/∂z Σ_n s_n mean_k of the cross-entropy of σ(z) = s (σ(z) - t) / K."""
-    t_NK = batch.targets.to(outputs.dtype).reshape(outputs.shape)
+    t_KN = _targets(outputs, batch)
     if label_smoothing:
-        t_NK = (1 - label_smoothing) * t_NK + label_smoothing / 2
-    each = _each(batch, total, 1 / outputs.shape[1])
-    share = (F.binary_cross_entropy_with_logits(outputs, t_NK, reduction="none") * each).sum()
-    return share, (torch.sigmoid(outputs) - t_NK).mul_(each)
+        t_KN = (1 - label_smoothing) * t_KN + label_smoothing / 2
+    each = _each(batch, total, 1 / len(outputs))
+    torch.mul(torch.sigmoid(outputs).sub_(t_KN), each, out=out)
+    return (F.binary_cross_entropy_with_logits(outputs, t_KN, reduction="none") * each).sum()
+
+
+def _targets(outputs: Tensor, batch: Batch) -> Tensor:
+    """(K, N)."""
+    return batch.targets.to(outputs.dtype).reshape(outputs.shape[1], len(outputs)).t()
 
 
 def _each(batch: Batch, total: Tensor | float, factor: float) -> Tensor | float:
-    """factor · s, as a number or (N, 1)."""
-    return factor / total if batch.weights is None else (batch.weights * (factor / total)).unsqueeze(1)
+    """factor · s, as a number or (N,)."""
+    return factor / total if batch.weights is None else batch.weights * (factor / total)
