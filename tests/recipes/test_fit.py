@@ -1,6 +1,7 @@
 """The way from a source to a finished run, on scikit-learn's small data sets."""
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,12 @@ import torch
 
 import feedfwd as ff
 from feedfwd.checkpoint import Run
-from feedfwd.config import FitConfig, parse
+from feedfwd.config import FitConfig, overrides, parse
 from feedfwd.errors import FeedfwdError
 from feedfwd.recipes import engine
 from feedfwd.recipes.fit import dry_run, fit_config
 from feedfwd.recipes.prepare import prepare
-from feedfwd.recipes.say import overview
+from feedfwd.recipes.say import command, overview
 
 SHORT = {"train.epochs": 8, "optimizer.lr": 0.003, "train.batch_size": 64, "model.hidden": [32]}
 
@@ -190,6 +191,16 @@ def test_the_fast_path_gives_what_autograd_gives(tmp_path: Path, monkeypatch: py
     plain = fit_config(config, tmp_path / "plain").model.state_dict()
     for name, tensor in plain.items():
         torch.testing.assert_close(fast[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("effort", ["quick", "standard", "best"])
+def test_the_command_of_a_run_repeats_it(effort: str) -> None:
+    said = parse(FitConfig, {"source": "wine", "effort": effort, "data": {"noise": 0.0}, "ffn": {"dropout": 0.0}})
+    config = prepare(said).config.with_("optimizer.lr", 0.01)
+    words = shlex.split(command(config))
+    pairs = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+    again = parse(FitConfig, {"source": "wine", "effort": effort, **overrides(pairs)})
+    assert prepare(again).config == config
 
 
 def test_what_finds_the_gradients_is_said() -> None:

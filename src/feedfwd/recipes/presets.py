@@ -145,3 +145,14 @@ def best(facts: Facts) -> dict[str, Any]:
         "train.batch_size": batch_for(facts.examples, 256),
         "train.epochs": epochs_for(facts.examples, shown=4_200_000, most=300),
     }
+
+
+# Every setting that some preset gives: what repeats a run has to say these even where they equal their defaults.
+SETTABLE = frozenset(
+    key
+    for effort in ("quick", "standard", "best")
+    for examples in (100, FEW)
+    for image in (None, 28)
+    for augment in (True, False)
+    for key in preset(effort, Facts(examples, image, augment))
+)

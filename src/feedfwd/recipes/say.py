@@ -8,6 +8,7 @@ from typing import Any
 from feedfwd.config import FitConfig, Settings
 from feedfwd.recipes.engine import plain_because
 from feedfwd.recipes.prepare import Part, Prepared
+from feedfwd.recipes.presets import SETTABLE
 from feedfwd.report.words import count, duration, interval, number, score, word
 
 
@@ -70,17 +71,17 @@ def summary(result: Mapping[str, Any]) -> list[str]:
 
 
 def command(config: FitConfig) -> str:
-    """The command that repeats a run: every setting that differs from its default, spelled out.
+    """The command that repeats a run: every setting that differs from its default or that a preset could change.
 
-    >>> command(FitConfig(source="digits", seed=3))
-    'feedfwd fit digits --seed 3'
+    >>> command(FitConfig(source="digits", seed=3)).startswith("feedfwd fit digits --seed 3 --set ")
+    True
     """
     words = ["feedfwd", "fit", config.source]
     for flag in ("test", "data_dir", "effort", "minutes", "seed"):
         value = getattr(config, flag)
         if value != type(config).model_fields[flag].default:
             words += [f"--{flag.replace('_', '-')}", str(value)]
-    return shlex.join(words + said_sets(config))
+    return shlex.join(words + said_sets(config, SETTABLE))
 
 
 def said_sets(config: Settings, always: Collection[str] = ()) -> list[str]:
