@@ -6,7 +6,8 @@ import torch
 
 from feedfwd.errors import ConfigError, DataError
 from feedfwd.ffn import FFNSpec
-from feedfwd.models import reading
+from feedfwd.ffn.lora import Adapter, add_adapters
+from feedfwd.models import stepping
 from feedfwd.models.generate import Piecewise, Sampling, complete, tokens, write
 from feedfwd.models.transformer import Transformer
 
@@ -53,7 +54,7 @@ def test_remembering_batching_and_forgetting_change_no_token(
     settings: dict[str, Any], sampling: Sampling, large: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if large:  # a model that isn't copied to be read faster
-        monkeypatch.setattr(reading, "LARGE", 0)
+        monkeypatch.setattr(stepping, "LARGE", 0)
     model = made(**settings)
     fast = list(tokens(model, PROMPTS, most=40, sampling=sampling))
     assert fast == list(tokens(model, PROMPTS, most=40, sampling=sampling, remember=False))
@@ -162,3 +163,29 @@ def test_what_cannot_write_says_so() -> None:
         next(tokens(made(), [[1], []], most=1))
     with pytest.raises(DataError, match="outside the model's vocabulary of 50"):
         next(tokens(made(), [[50]], most=1))
+
+
+def test_what_is_no_plain_map_is_called_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend("tests")
+    stranger = made(ffn=FFNSpec(kind="stranger:Maxout"))
+    adapted = made(kv_heads=2)
+    paths = ["attention.q", "attention.out", "ffn.gate_up", "ffn.down"]
+    add_adapters(adapted, "a", {f"blocks.1.{path}": Adapter(2, 4.0) for path in paths})
+    for p in adapted.parameters():
+        p.data.add_(0.1 * torch.randn_like(p))
+    watched = made()
+    calls: list[int] = []
+    watched.get_submodule("blocks.0.ffn").register_forward_hook(lambda *_: calls.append(1))
+    for model in (stranger, adapted, watched):
+        fast, slow = (list(tokens(model, PROMPTS, most=12, sampling=GREEDY, remember=r)) for r in (True, False))
+        assert fast == slow
+    assert len(calls) > 24
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_any_precision_writes(dtype: torch.dtype) -> None:
+    model = made(kv_heads=2, qk_norm=True).to(dtype)
+    steps = list(tokens(model, PROMPTS, most=30, sampling=DRAWN))
+    assert len(steps) == 30
+    if dtype == torch.float64:
+        assert steps == list(tokens(model, PROMPTS, most=30, sampling=DRAWN, remember=False))
