@@ -1,4 +1,5 @@
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -139,7 +140,7 @@ def test_the_start_is_nearly_even_and_does_not_grow_with_depth() -> None:
     for depth in (2, 24):
         torch.manual_seed(0)
         logits = Transformer(50, width=64, depth=depth, heads=4, hidden=128)(ids)
-        assert abs(float(logits.logsumexp(-1).mean()) - torch.tensor(50.0).log()) < 0.1
+        assert abs(logits.logsumexp(-1).mean().item() - math.log(50)) < 0.1
     model = Transformer(50, width=64, depth=24, heads=4, hidden=128)
     assert float(model.blocks[0].attention.out.weight.std() * (64 * 48) ** 0.5) == pytest.approx(1, abs=0.1)
     assert float(model.blocks[0].ffn.down.weight.std() * (128 * 48) ** 0.5) == pytest.approx(1, abs=0.1)
