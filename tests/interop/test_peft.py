@@ -9,10 +9,13 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from feedfwd.config import FFNSpec
 from feedfwd.errors import ConfigError, DataError
 from feedfwd.ffn.gated import GatedFFN
-from feedfwd.ffn.lora import activate, adapt, adapter_state, lora_layers
-from feedfwd.interop.peft import load_peft, save_peft
+from feedfwd.ffn.lora import activate, adapt, adapter_state, lora_layers, unwrap
+from feedfwd.interop.huggingface import LLAMA_NAMES, export
+from feedfwd.interop.peft import load_peft, names_from, save_peft
+from feedfwd.models.transformer import Transformer
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -251,3 +254,25 @@ def test_what_peft_s_format_can_t_say(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no adapter 'other'"):
         save_peft(ours, tmp_path, "other")
     activate(ours, None)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_a_language_model_and_its_adapter_as_their_own(method: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    ffn = FFNSpec(activation="swiglu", bias=False)
+    model = Transformer(50, width=16, depth=2, heads=2, hidden=24, context=32, tied=False, ffn=ffn).eval()
+    export(model, tmp_path / "base")
+    names = names_from(LLAMA_NAMES)
+    adapt(model, ["attention.*", "gate_up", "down", "head"], rank=2, dropout=0.1, method=method)
+    stir(adapter_state(model))
+    save_peft(model, tmp_path / "adapter", names=names, base=str(tmp_path / "base"))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    adapted = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter").eval()
+    ids = torch.randint(0, 50, (2, 20))
+    with torch.no_grad():
+        close(adapted(ids).logits, model(ids))
+        again = Transformer(50, width=16, depth=2, heads=2, hidden=24, context=32, tied=False, ffn=ffn).eval()
+        again.load_state_dict(unwrap(model).state_dict())
+        load_peft(again, tmp_path / "adapter", names=names)
+        close(again(ids), adapted(ids).logits)

@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from feedfwd.errors import ConfigError, DataError, nearest
 from feedfwd.ffn.lora import adapter_state, add_adapters, linear_maps, lora_layers
 from feedfwd.ffn.lora_linear import KINDS, Adapter, LoRALinear
+from feedfwd.interop.huggingface import Pair
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -36,6 +37,28 @@ FOREIGN = [
 ]
 
 Names = Callable[[str], str]
+
+
+def names_from(pairs: Iterable[Pair]) -> Names:
+    """The `names` that a family's table of tensors brings, for a model that `huggingface.export` writes as that family.
+
+    >>> from feedfwd.interop.huggingface import LLAMA_NAMES
+    >>> names = names_from(LLAMA_NAMES)
+    >>> names("blocks.3.ffn.up_proj"), names("head")
+    ('model.layers.3.mlp.up_proj', 'lm_head')
+    """
+    table: dict[str, str] = {}
+    for ours, theirs, *_ in pairs:
+        if len(ours) == 1:  # maps that lie apart here and together there have no adapter of their own
+            parts = _unpacked(ours[0].removesuffix(".weight"))
+            table |= dict(zip(parts, (name.removesuffix(".weight") for name in theirs), strict=False))
+
+    def names(path: str) -> str:
+        block = re.search(r"\d+", path)
+        found = table.get(path if block is None else path.replace(block[0], "{}", 1), path)
+        return found if block is None else found.replace("{}", block[0])
+
+    return names
 
 
 def save_peft(
