@@ -60,7 +60,7 @@ def quick(facts: Facts) -> dict[str, Any]:
         "optimizer.weight_decay": 0.05,
         "schedule.name": "one_cycle",
         "train.batch_size": batch_for(facts.examples, 256),
-        "train.epochs": epochs_for(facts.examples, shown=360_000, most=60),
+        "train.epochs": epochs_for(facts.examples, shown=300_000, most=60),
     }
     if facts.examples < FEW:
         return found | few(facts)
