@@ -15,6 +15,7 @@ both sides. "bare" is the six products alone, each into a buffer it owns.
 """
 
 import argparse
+import ctypes
 import json
 import os
 import statistics
@@ -306,6 +307,8 @@ def memory(d: int, h: int, tokens: int) -> Row:
 def peak(who: str, d: int, h: int, tokens: int) -> Row:
     import torch
 
+    from feedfwd.ffn.kernels import pages
+
     s = Setting(d, h, tokens, "bf16", recompute=who == "recompute")
     layer = s.layer if who in ("ours", "recompute") else torch.compile(s.eager) if who == "compile" else s.eager
     kept: dict[int, int] = {}
@@ -324,7 +327,9 @@ def peak(who: str, d: int, h: int, tokens: int) -> Row:
         torch._dynamo.mark_dynamic(s.x, 0)
     for parameter in layer.parameters():
         parameter.grad = None
-    before, s.dy = status("VmRSS"), s.dy
+    pages.release()
+    ctypes.CDLL(None).malloc_trim(0)
+    before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the high-water mark
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         y = layer(s.x)

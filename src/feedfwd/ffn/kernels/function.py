@@ -20,6 +20,7 @@ from torch import Tensor
 from feedfwd.ffn.kernels import gpu, native, pages
 from feedfwd.ffn.kernels.formulas import FROM_OUTPUT, Dropout, Passes, TorchPasses
 
+FEW = 64  # tokens
 aten = torch.ops.aten
 
 
@@ -95,17 +96,20 @@ def backward(
     else:
         a_NH, dz_NM = da_NH, kept
         (passes.gated_backward if form.gated else passes.dense_backward)(kept, da_NH, dropout)
+    # Of few tokens, writing the weights' gradients is most of the work: memory that malloc has just got back from
+    # anyone is likelier still in the cache than pages of our own.
+    least = pages.LEAST if x_ND.shape[0] >= FEW else pages.HEAP
     if needs[3]:
-        grads[3] = _product(dy_ND.t(), a_NH)
-    del a_NH, da_NH  # where it isn't dz, its memory serves dx
+        grads[3] = _product(dy_ND.t(), a_NH, least=least)
+    del a_NH, da_NH
     if needs[4]:
         grads[4] = dy_ND.sum(0)
     if needs[2]:
         grads[2] = dz_NM.sum(0)
     if needs[1]:
-        grads[1] = _product(dz_NM.t(), x_ND)
+        grads[1] = _product(dz_NM.t(), x_ND, least=least)
     if needs[0]:
-        grads[0] = _product(dz_NM, first, x.shape)
+        grads[0] = _product(dz_NM, first, x.shape, slack=4)  # in da's memory where that is idle: the peak is here
     return grads
 
 
@@ -125,8 +129,8 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, shape: Sequence[int]
     return out
 
 
-def _product(a: Tensor, b: Tensor, shape: Sequence[int] = ()) -> Tensor:
-    out = pages.warm(shape or (a.shape[0], b.shape[1]), like=a)
+def _product(a: Tensor, b: Tensor, shape: Sequence[int] = (), least: int = pages.LEAST, slack: float = 0.25) -> Tensor:
+    out = pages.warm(shape or (a.shape[0], b.shape[1]), a, least, slack)
     if out is None:
         return _shaped(torch.mm(a, b), shape)
     torch.mm(a, b, out=_rows(out))

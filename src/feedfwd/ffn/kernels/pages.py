@@ -16,14 +16,17 @@ import torch
 from torch import Tensor
 
 LEAST = 1 << 22  # bytes; malloc keeps smaller blocks warm by itself
+HEAP = 32 << 20  # bytes; glibc's malloc never puts more than this on its heap, whose pages may be warm
 KEEP = 60.0  # seconds that a block may lie unused, so that a change of sizes doesn't hold the old ones for ever
 
 _idle: list[tuple[float, Tensor]] = []  # (when it came back, the block), the oldest first
 _lock = threading.RLock()  # reentrant: the garbage collector may bring a block back while this very thread takes one
 
 
-def warm(shape: Sequence[int], like: Tensor) -> Tensor | None:
+def warm(shape: Sequence[int], like: Tensor, least: int = LEAST, slack: float = 0.25) -> Tensor | None:
     """An uninitialised tensor of this shape, with the dtype of `like`; None where torch's own memory serves as well.
+
+    That is on a GPU, and below `least` bytes. `slack` is the part of its own size that it may waste of a block.
 
     >>> first = warm((2048, 1024), like=torch.zeros(1))
     >>> address = first.data_ptr()
@@ -32,9 +35,9 @@ def warm(shape: Sequence[int], like: Tensor) -> Tensor | None:
     True
     """
     size = math.prod(shape) * like.element_size()
-    if size < LEAST or like.device.type != "cpu":
+    if size < least or like.device.type != "cpu":
         return None
-    block = _take(size)
+    block = _take(size, int(size * (1 + slack)))
     lease = block.numpy()[:size]  # its own object: dies with the last tensor that rests on it
     weakref.finalize(lease, _put, block).atexit = False
     result: Tensor = torch.ops.aten._unsafe_view(torch.frombuffer(lease, dtype=like.dtype), shape)
@@ -60,13 +63,13 @@ def release() -> int:
     return size
 
 
-def _take(size: int) -> Tensor:
-    """The smallest idle block that fits without wasting more than a quarter, else a new one."""
+def _take(size: int, most: int) -> Tensor:
+    """The smallest idle block of `size` to `most` bytes, else a new one."""
     now = time.monotonic()
     with _lock:
-        fits = [i for i, (_, block) in enumerate(_idle) if size <= block.numel() <= size + size // 4]
+        fits = [i for i, (_, block) in enumerate(_idle) if size <= block.numel() <= most]
         if fits:
-            return _idle.pop(min(fits, key=lambda i: _idle[i][1].numel()))[1]
+            return _idle.pop(min(reversed(fits), key=lambda i: _idle[i][1].numel()))[1]  # of equals, the latest used
         while _idle and now - _idle[0][0] > KEEP:
             del _idle[0]
     return torch.empty(size, dtype=torch.uint8)
