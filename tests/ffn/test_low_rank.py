@@ -259,6 +259,24 @@ def test_the_product_by_either_library(monkeypatch: pytest.MonkeyPatch) -> None:
             torch.testing.assert_close(got, expected.float(), atol=1e-3, rtol=1e-4)
 
 
+def test_parts_of_wider_matrices_stay_with_mkl(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[tuple[int, ...]] = []
+
+    def onednn(x: Tensor, weight: Tensor, *_: object) -> Tensor:
+        taken.append(tuple(weight.shape))
+        return x @ weight.T
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", onednn, raising=False)
+    monkeypatch.setattr(products, "LARGE", 0)
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
+    wide, x = torch.randn(6, 16), torch.randn(4, 6)
+    products.linear(x, wide.t())
+    assert taken == [(16, 6)]
+    for weight in (wide[:, :8].t(), wide[:1].expand(8, 16).t()[:, :6]):
+        torch.testing.assert_close(products.linear(x, weight), x @ weight.T)
+    assert len(taken) == 1
+
+
 def test_the_module_can_be_copied_and_moved() -> None:
     from feedfwd.ffn.lora_linear import Adapter, LoRALinear
 
