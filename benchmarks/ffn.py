@@ -189,11 +189,12 @@ def alternate(contenders: dict[str, Callable[[], None]], seconds: float) -> dict
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for call in contenders.values():
         call()  # compiles
-    begin, rounds = time.perf_counter(), 0
+    names, begin, rounds = list(contenders), time.perf_counter(), 0
     while rounds < 9 or (time.perf_counter() - begin < seconds and rounds < 2000):
-        for name, call in contenders.items():
+        # Each round begins with another one, so that nothing periodic, nor what the one before left, favours anybody.
+        for name in (*names[rounds % len(names) :], *names[: rounds % len(names)]):
             start = time.perf_counter()
-            call()
+            contenders[name]()
             times[name].append(1e3 * (time.perf_counter() - start))
         rounds += 1
     return {name: values[2:] for name, values in times.items()}
