@@ -186,3 +186,8 @@ def test_the_size_that_the_error_names_works(corpus: Corpus) -> None:
         make_tokenizer("bpe", corpus, vocabulary=50_000)
     reached = int(caught.value.hint.split("=")[1].split()[0])
     assert make_tokenizer("bpe", corpus, vocabulary=reached).vocabulary == reached
+
+
+def test_half_a_character_is_refused() -> None:
+    with pytest.raises(DataError, match="not Unicode"):
+        BYTES.encode("na\udcefve")

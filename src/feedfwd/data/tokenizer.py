@@ -56,7 +56,10 @@ class TextTokenizer:
         self._lookup = WordLookup(self._encode_plainly) if few and WordLookup.serves(engine) else None
 
     def encode(self, text: str) -> list[int]:
-        return self.engine.encode(text, add_special_tokens=False).ids
+        try:
+            return self.engine.encode(text, add_special_tokens=False).ids
+        except TypeError:  # half a character, as Python makes of bytes on a command line that are no UTF-8
+            raise DataError(f"{text!a} is not Unicode text", hint="give it as UTF-8") from None
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Many texts at once: by looking words up where that is exact and cores are few, else by the engine on all."""
