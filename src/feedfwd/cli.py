@@ -243,6 +243,21 @@ def predict(
 
 
 @app.command()
+def export(
+    run: RunPath,
+    to: Annotated[
+        str, typer.Option(metavar="hf|onnx", help="hf: a language model for transformers. onnx: a model of `fit`.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder.")],
+) -> None:
+    """Write a trained run in another project's form."""
+    from feedfwd.recipes.console import Terminal
+    from feedfwd.recipes.export import export_run
+
+    export_run(run, to, out, Terminal())
+
+
+@app.command()
 def info(
     what: Annotated[
         str | None, typer.Argument(metavar="[RUN|SOURCE]", help="A run, or a data source.", show_default=False)

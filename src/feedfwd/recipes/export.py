@@ -1,0 +1,101 @@
+"""`feedfwd export`: a trained run in the form of another project, whole or not at all."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from feedfwd.errors import ConfigError, RunError, nearest
+from feedfwd.recipes.console import Listener
+from feedfwd.recipes.predictor import Predictor
+from feedfwd.recipes.verbs import verb_of
+from feedfwd.recipes.writer import Writer
+
+FORMS = {"hf": "pretrain", "onnx": "fit"}  # which verb's runs have it
+
+
+def export_run(path: Path, to: str, out: Path, listener: Listener) -> None:
+    """Write the run at `path` to the new folder `out`.
+
+    `hf`: what AutoModelForCausalLM and AutoTokenizer load, with the same logits. `onnx`: model.onnx, which takes raw
+    examples as the run's data had them, flattened, and gives what `predict_proba` does, or values; and classes.txt.
+    Raises ConfigError for a model that the form can't express, naming the setting, and RunError for a folder in use.
+    """
+    if to not in FORMS:
+        raise ConfigError(f"unknown form --to {to}", hint=nearest(to, FORMS))
+    verb = verb_of(path)
+    if verb != FORMS[to]:
+        other = next((form for form, made_by in FORMS.items() if made_by == verb), None)
+        hint = f"this one goes --to {other}" if other else "give another run"
+        raise ConfigError(f"--to {to} is for runs of `feedfwd {FORMS[to]}`, and {path} is one of `{verb}`", hint=hint)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunError(f"{out} exists and is not empty; nothing is overwritten", hint="choose another --out")
+    _whole(out, _hf(path, listener) if to == "hf" else _onnx(path, listener))
+    listener.say(f"{path} is in {out}: " + ", ".join(sorted(p.name for p in out.iterdir())))
+
+
+def _hf(path: Path, listener: Listener) -> Callable[[Path], object]:
+    from feedfwd.interop.huggingface import export, family_of
+
+    writer = Writer.load(path)
+    model, tokenizer = writer.model, writer.tokenizer
+    family = family_of(model)
+    listener.say(f"family {family.name}: AutoModelForCausalLM and AutoTokenizer load it")
+    if model.end is not None:
+        listener.say(
+            "note: with data.separate no token saw another document; no family knows of it: give one at a time"
+        )
+    return lambda folder: export(
+        model, folder, tokenizer=tokenizer.to_json(), special_tokens=tokenizer.special_tokens(), end=tokenizer.end
+    )
+
+
+class Answering(nn.Module):
+    """A predictor from raw, flattened examples (N, D) to its answers: scaling and probabilities included."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        super().__init__()
+        self.model, self.preprocess = predictor.model, predictor.preprocess
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        p = self.preprocess
+        out = self.model((inputs - p.mean) / p.std)
+        if p.classes is None:
+            return p.restore(out)
+        if out.shape[1] == 1:
+            return torch.cat([1 - out.sigmoid(), out.sigmoid()], 1)
+        return out.softmax(1)
+
+
+def _onnx(path: Path, listener: Listener) -> Callable[[Path], object]:
+    from feedfwd.interop.onnx import export_onnx
+
+    predictor = Predictor.load(path)
+    classes = predictor.classes
+
+    def write(folder: Path) -> None:
+        done = export_onnx(Answering(predictor), folder / "model.onnx", torch.zeros(2, predictor.preprocess.width))
+        if classes is not None:
+            (folder / "classes.txt").write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
+        checked = "not checked: onnxruntime is not installed"
+        if done.difference is not None:
+            checked = f"onnxruntime's answers are within {done.difference:.0e} of torch's"
+        listener.say(f"inputs (examples, {predictor.preprocess.width}) as in the data, float32; {checked}")
+
+    return write
+
+
+def _whole(out: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a neighbour of `out`, and put it in place in one step."""
+    part = out.with_name(f".{out.name}.part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        write(part)
+        part.replace(out)
+    except OSError as error:
+        raise RunError(f"{out} can't be written ({error.strerror or error})", hint="choose another --out") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
