@@ -59,6 +59,9 @@ def test_a_run_holds_everything_and_repeats(tmp_path: Path) -> None:
     assert scores["loss"] < 4.5 and scores["bits_per_byte"] == pytest.approx(scores["loss"] / 0.6931, rel=0.02)
     assert result["tokens"] == 60 * 64 and result["tokens_per_second"] > 0
     assert result["flops_per_token"] == 3 * writer.model.flops(16)
+    reached = result["tokens_per_second"] * result["flops_per_token"] / result["matrix_rate"]
+    assert 0 < result["mfu"] < 1 and result["mfu"] == pytest.approx(reached)
+    assert "of the matrix rate" in Path("a/report.html").read_text()
     assert any("tokens a parameter" in note for note in result["notes"])
     events = [json.loads(line) for line in Path("a/log.jsonl").read_text().splitlines()]
     assert {"start", "step", "validation", "sample", "end"} == {e["event"] for e in events}

@@ -28,7 +28,9 @@ from feedfwd.train.averaging import EMA
 from feedfwd.train.cross_entropy import Gradients
 from feedfwd.train.loop import Step, train
 from feedfwd.train.losses import build_loss
+from feedfwd.train.precision import products
 from feedfwd.train.progress import Meter, clock, typical
+from feedfwd.train.rate import matrix_rate
 from feedfwd.train.schedules import build_schedule
 
 LOGGED = 200  # about so many steps of a run are logged
@@ -248,6 +250,20 @@ class Pretraining:
         left = "" if rate is None else f"  {rate:,.0f} tokens/s  {clock(now.eta)} left"
         self.listener.progress(step.n, self.steps, f"loss {now.loss:.4f}{left}")
 
+    def _speed(self, per_step: float) -> dict[str, float | None]:
+        """Tokens a second, FLOPs a token, and `mfu`: the share of the matrix rate that training reached.
+
+        FLOPs are those of the products that training needs, as `flops_per_token` counts them; the matrix rate is what
+        this machine does of the same products alone (`train.rate`), measured after training and not counted as it.
+        """
+        p, c = self.p, self.p.config
+        if not isfinite(per_step):
+            return {"tokens_per_second": None, "flops_per_token": p.flops_per_token, "matrix_rate": None, "mfu": None}
+        speed = p.tokens_per_update / per_step
+        rate = matrix_rate(products(p.model, c.data.row * c.train.batch_size), p.precision, p.device)
+        mfu = speed * p.flops_per_token / rate
+        return {"tokens_per_second": speed, "flops_per_token": p.flops_per_token, "matrix_rate": rate, "mfu": mfu}
+
     def _finish(self, per_step: float) -> Writer:
         p = self.p
         if self.ema is not None:
@@ -269,9 +285,8 @@ class Pretraining:
             "seconds": {"train": self.seconds, "total": time.perf_counter() - self.started},
             "steps": self.step,
             "tokens": self.step * p.tokens_per_update,
-            "tokens_per_second": p.tokens_per_update / per_step if isfinite(per_step) else None,
+            **self._speed(per_step),
             "parameters": p.model.parameter_count,
-            "flops_per_token": p.flops_per_token,
             "seed": p.config.seed,
             "sample": sample,
             "notes": p.notes,

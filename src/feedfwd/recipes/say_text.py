@@ -48,6 +48,8 @@ def summary(result: Mapping[str, Any]) -> list[str]:
     scores, n = result["validation"], result["sizes"]["validation"]
     speed = result["tokens_per_second"]
     rate = "" if speed is None else f", {speed:,.0f} tokens/s"
+    if (mfu := result.get("mfu")) is not None:
+        rate += f", {mfu:.0%} of this machine's matrix rate ({count(result['matrix_rate'])} FLOPs/s)"
     return [
         f"held-out text ({n:,} tokens): {scores['bits_per_byte']:.4f} bits per byte, "
         f"perplexity {number(scores['perplexity'])}, loss {scores['loss']:.4f} nats a token",

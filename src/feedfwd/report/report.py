@@ -131,7 +131,8 @@ def _facts(result: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
         (
             "Time",
             [(name, words.duration(seconds[key])) for name, key in TIMES if seconds.get(key) is not None]
-            + [(name, words.count(result[key])) for name, key in SPEEDS if result.get(key)],
+            + [(name, words.count(result[key])) for name, key in SPEEDS if result.get(key)]
+            + ([("of the matrix rate", f"{result['mfu']:.0%}")] if result.get("mfu") else []),
         ),
         ("Machine", [(name, where.get(name)) for name in ("device", "precision", "threads")]),
     ]
