@@ -93,6 +93,7 @@ class ModelConfig(Settings):
     norm: Literal["none", "layer", "rms", "batch"] = "none"
     input_dropout: Share = 0.0
     noise: NonNegative = Field(0.0, description="Gaussian noise on every layer's input while training")
+    base_width: Count = Field(128, description="ffn.init=mup: width whose best learning rate serves every width")
 
 
 class LossConfig(Settings):

@@ -48,6 +48,7 @@ class TransformerConfig(Settings):
     tied: bool = Field(True, description="one matrix for embedding and output")
     dropout: Share = 0.0
     recompute: bool = Field(False, description="less memory for more time: blocks run again in the backward pass")
+    base_width: Count = Field(128, description="ffn.init=mup: width whose best learning rate serves every width")
 
 
 class WideFFN(FFNSpec):

@@ -1,5 +1,7 @@
 """How a weight matrix starts. Biases start at zero everywhere."""
 
+from typing import NamedTuple
+
 from torch import Generator, Tensor, nn
 
 from feedfwd.errors import ConfigError, nearest
@@ -16,6 +18,7 @@ SCHEMES = (
     "truncated_normal",
     "depth_scaled",
     "zero",
+    "mup",
 )
 
 # What `auto` takes by the activation that follows the weight: the variance, He's or LeCun's, that keeps the mean square
@@ -43,6 +46,17 @@ AUTO: dict[str, str] = {
 CUT_AT_2 = 0.8796256610342398
 
 
+class Growth(NamedTuple):
+    """How many times as many inputs and outputs a parameter has as at the base width, where mup equals `auto`.
+
+    Sizes that the data set, such as pixels, classes or a vocabulary, don't grow. A vector has no inputs: a bias or a
+    gain grows in its outputs. From this the learning rate of mup follows: `train.optimizers.multiplier`.
+    """
+
+    inputs: float = 1.0
+    outputs: float = 1.0
+
+
 def initialize(
     weight: Tensor,
     scheme: str,
@@ -66,6 +80,9 @@ def initialize(
     | truncated_normal | as he before a rectifier, else as lecun; nothing beyond ±2 standard deviations | |
     | depth_scaled | 1 / (inputs · depth) | Radford et al. 2019 (GPT-2) |
     | zero | 0: the layer's output starts at 0 | Zhang et al. 2019, arXiv 1901.09321 |
+    | mup | auto's, or lecun's where that is Glorot's, which looks at both sides | Yang et al. 2022, arXiv 2203.03466 |
+
+    What else mup asks for, an output that starts smaller and rates that fall with the width, the models see to.
 
     >>> import torch
     >>> initialize(torch.empty(4, 3), "auto", activation="relu")
@@ -78,7 +95,11 @@ def initialize(
     by_activation = AUTO[activation]
     gain = 2**0.5 if by_activation == "he_normal" else 1.0
     inputs = weight.shape[1]
-    match by_activation if scheme == "auto" else scheme:
+    if scheme == "mup":
+        drawn = "lecun_normal" if by_activation == "xavier_uniform" else by_activation
+    else:
+        drawn = by_activation if scheme == "auto" else scheme
+    match drawn:
         case "xavier_uniform":
             nn.init.xavier_uniform_(weight, generator=generator)
         case "xavier_normal":
@@ -100,7 +121,7 @@ def initialize(
             nn.init.normal_(weight, std=(inputs * depth) ** -0.5, generator=generator)
         case "zero":
             nn.init.zeros_(weight)
-    return by_activation if scheme == "auto" else scheme
+    return drawn if scheme == "auto" else scheme
 
 
 def inner(scheme: str) -> str:

@@ -26,7 +26,10 @@ def is_gated(kind: str, activation: str) -> bool:
 
 
 def check_options(spec: FFNSpec) -> None:
-    """Options that nothing would read are an error."""
+    """Options that nothing would read are an error, and so is mup for matrices that nobody here knows."""
+    if spec.init == "mup" and is_own(spec.kind):
+        what = f"ffn.init=mup does not know how the matrices of ffn.kind={spec.kind!r} grow with the width"
+        raise ConfigError(what, hint="take ffn.kind=dense or gated with it, or another ffn.init")
     if spec.options and not is_own(spec.kind):
         raise ConfigError(f"ffn.options is not for ffn.kind={spec.kind!r}", hint="it is for a layer of your own")
 

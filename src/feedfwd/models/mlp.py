@@ -14,7 +14,7 @@ from feedfwd.config import FFNSpec, parse
 from feedfwd.errors import ConfigError, DataError
 from feedfwd.ffn import activations, parts
 from feedfwd.ffn.gated import GatedLinear
-from feedfwd.ffn.init import inner
+from feedfwd.ffn.init import Growth, inner
 from feedfwd.ffn.parts import Linear, normalization
 from feedfwd.ffn.spec import build_ffn, check_options, is_gated
 
@@ -105,9 +105,11 @@ class MLP(nn.Module):
 
     Input is (N, ...): the first axis counts examples, the others are flattened and must hold sizes[0] values.
     `init` is a scheme of `ffn.init`; "zero" and "depth_scaled" concern the head of a plain network and each ffn's
-    output matrix in a residual one. While training, `input_dropout` acts on the input, `dropout` on every hidden layer
-    (inside each ffn), and Gaussian noise of standard deviation `noise` is added to every hidden layer's input.
-    Without a generator the weights are drawn from torch's global one.
+    output matrix in a residual one. "mup" (Yang et al. 2022, arXiv 2203.03466) is "auto" where the hidden sizes are
+    `base_width`; elsewhere the head's start falls with its inputs, and `growth` tells the optimizer each parameter's
+    rate, so that the rate that is best at the base width is best here too. While training, `input_dropout` acts on the
+    input, `dropout` on every hidden layer (inside each ffn), and Gaussian noise of standard deviation `noise` is added
+    to every hidden layer's input. Without a generator the weights are drawn from torch's global one.
 
     >>> model = MLP([784, 128, 128, 10], activation="relu")
     >>> model(torch.zeros(2, 28, 28)).shape
@@ -130,6 +132,7 @@ class MLP(nn.Module):
         expansion: int = 2,
         input_dropout: float = 0.0,
         noise: float = 0.0,
+        base_width: int = 128,
         options: Mapping[str, Any] | None = None,
         generator: Generator | None = None,
     ) -> None:
@@ -137,6 +140,7 @@ class MLP(nn.Module):
         if len(sizes) < 2:
             raise ConfigError(f"sizes={list(sizes)} lacks inputs or outputs", hint="give all sizes, such as [4, 16, 3]")
         self.sizes = tuple(parts.size(size, f"sizes[{i}]") for i, size in enumerate(sizes))
+        self.base_width = parts.size(base_width, "model.base_width") if init == "mup" else None
         given = {"kind": kind, "activation": activation, "init": init, "bias": bias, "dropout": dropout}
         spec = parse(FFNSpec, given | {"options": dict(options or {})})
         check_options(spec)
@@ -161,6 +165,8 @@ class MLP(nn.Module):
             )
             self.norm = nn.Identity()
         self.head = Linear(self.sizes[-2], outputs, bias, init=init, generator=generator)
+        if grown := self.growth:  # the output's variance falls with the square of its inputs: Table 3 of the paper
+            self.head.weight.detach().mul_(grown["head.weight"].inputs ** -0.5)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, ...) -> (N, outputs)
         if x.ndim < 2 or x.shape[1:].numel() != self.sizes[0]:
@@ -171,6 +177,33 @@ class MLP(nn.Module):
         for block in self.blocks:
             h = block(h)
         return self.head(self.norm(h))
+
+    @property
+    def growth(self) -> dict[str, Growth]:
+        """How far each parameter is from the base width; empty unless it starts by mup.
+
+        >>> MLP([784, 256, 128, 10], init="mup", base_width=64).growth["blocks.1.linear.weight"]
+        Growth(inputs=4.0, outputs=2.0)
+        """
+        if self.base_width is None:
+            return {}
+        hidden = [size / self.base_width for size in self.sizes[1:-1]] or [1.0]
+        spans: list[tuple[str, nn.Module, float, float]]  # name, module, growth of what comes in and of what goes out
+        spans = [("stem", self.stem, 1.0, hidden[0])]
+        for i, block in enumerate(self.blocks):
+            before, after = hidden[max(i - 1, 0)], hidden[i]
+            if isinstance(block, ResidualLayer):
+                inside = (("norm", block.norm), ("ffn", block.ffn))
+                spans.append((f"blocks.{i}.resize", block.resize, before, after))
+                spans += [(f"blocks.{i}.{name}", module, after, after) for name, module in inside]
+            else:
+                spans.append((f"blocks.{i}", block, before if i else 1.0, after))
+        spans += [("norm", self.norm, 1.0, hidden[-1]), ("head", self.head, hidden[-1], 1.0)]
+        return {
+            f"{name}.{key}": Growth(inputs if parameter.ndim > 1 else 1.0, outputs)
+            for name, module, inputs, outputs in spans
+            for key, parameter in module.named_parameters()
+        }
 
     @property
     def parameter_count(self) -> int:

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from feedfwd.errors import ConfigError, DataError, nearest
 from feedfwd.ffn import parts
+from feedfwd.ffn.init import Growth
 from feedfwd.ffn.parts import Linear
 from feedfwd.ffn.spec import FFNSpec, build_ffn, is_own
 from feedfwd.models.attention import Sight, attend, documents_of
@@ -136,10 +137,14 @@ class Transformer(nn.Module):
     The defaults are Llama's: RMSNorm before each branch, rotary positions, no biases, tied embeddings. `kv_heads` (not
     given: `heads`) must divide `heads`, `head_width` (not given: width / heads) may be any even number. `hidden` is the
     width inside each feed-forward layer, which `ffn` describes; its init "auto" means "depth_scaled", as in the
-    attention: 2·depth branches add up. `context` is the longest row it is trained on: learned positions end there,
-    rotary ones go on. `causal=False` makes an encoder. With `end`, the token that closes a document, no token sees
-    another document; `documents` (B, T) given to `forward` says the same in numbers. `dropout` acts on the embeddings
-    and on what each branch adds. `recompute` keeps a block's input alone and runs the block again in the backward.
+    attention: 2·depth branches add up. Its init "mup" (Yang et al. 2022, arXiv 2203.03466) is the same network at
+    `base_width`; at another width the last norm's gain starts at base_width / width, which is the paper's multiplier on
+    the output, and `growth` tells the optimizer each parameter's rate. `hidden` and `heads` are to grow with the width:
+    a head keeps its own, so that attention's 1/√D needs no change. `context` is the longest row it is trained on:
+    learned positions end there, rotary ones go on. `causal=False` makes an encoder. With `end`, the token that closes a
+    document, no token sees another document; `documents` (B, T) given to `forward` says the same in numbers. `dropout`
+    acts on the embeddings and on what each branch adds. `recompute` keeps a block's input alone and runs the block
+    again in the backward.
 
     `hidden` gives what the output matrix `head_weight` meets, for a cross-entropy that needn't hold all logits.
 
@@ -174,6 +179,7 @@ class Transformer(nn.Module):
         dropout: float = 0.0,
         end: int | None = None,
         recompute: bool = False,
+        base_width: int = 128,
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
@@ -201,7 +207,8 @@ class Transformer(nn.Module):
         if rope_scaling and positions != "rope":
             raise ConfigError(f"model.rope_scaling is not for model.positions={positions!r}", hint="leave one out")
         spec = FFNSpec(activation="swiglu", bias=False) if ffn is None else ffn
-        if spec.init == "auto" and not is_own(spec.kind):
+        self.base_width = parts.size(base_width, "model.base_width") if spec.init == "mup" else None
+        if spec.init in ("auto", "mup") and not is_own(spec.kind):
             spec = spec.model_copy(update={"init": "depth_scaled"})
         self.vocabulary, self.width, self.heads, self.kv_heads, self.head_width = (
             vocabulary, width, heads, kv_heads, head_width,
@@ -231,6 +238,10 @@ class Transformer(nn.Module):
         )  # fmt: skip
         self.norm = nn.Identity() if post else norm(norm_kind, width, norm_eps)
         self.head = TiedHead(self.embedding) if tied else _head(width, vocabulary, generator)
+        if self.base_width is not None:
+            gain = self.last_norm.weight
+            assert isinstance(gain, Tensor)
+            nn.init.constant_(gain, self.base_width / width)
         self._turns: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
 
     def forward(self, ids: Tensor, documents: Tensor | None = None) -> Tensor:  # (B, T) -> (B, T, V)
@@ -273,6 +284,33 @@ class Transformer(nn.Module):
         for block in self.blocks:
             assert isinstance(block, Block)
             yield block
+
+    @property
+    def last_norm(self) -> nn.Module:
+        """The norm whose result the output matrix takes."""
+        *_, last = self.each_block()
+        return last.ffn_norm if last.post else self.norm
+
+    @property
+    def growth(self) -> dict[str, Growth]:
+        """How far each parameter is from the base width; empty unless it starts by mup.
+
+        The embedding grows in what it gives, and so does an output matrix: its own growth in inputs is made up for by
+        the last norm's gain, which therefore counts as a parameter with as many inputs.
+        """
+        if self.base_width is None:
+            return {}
+        wider = self.width / self.base_width
+        found = {name: Growth(1.0, wider) for name, _ in self.named_parameters()}
+        for prefix, module in self.named_modules():
+            for name, parameter in module.named_parameters(prefix, recurse=False):
+                if module is self.last_norm:
+                    found[name] = Growth(wider, 1.0)
+                elif prefix.endswith(("q_norm", "k_norm")):
+                    found[name] = Growth()
+                elif prefix.startswith("blocks.") and parameter.ndim > 1:
+                    found[name] = Growth(wider, wider)
+        return found
 
     @property
     def head_weight(self) -> Tensor:

@@ -38,4 +38,6 @@ def plain_because(p: Prepared) -> str | None:
     """Why autograd finds the gradients; None where the fast path does."""
     if p.config.train.adversarial:
         return "adversarial training differentiates the inputs"
+    if p.model.growth:
+        return "mup gives each matrix a rate of its own"
     return lacks(p.model, p.config.optimizer.name)

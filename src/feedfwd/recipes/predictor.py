@@ -34,6 +34,7 @@ def build_model(config: FitConfig, preprocess: Preprocessor) -> MLP:
         residual=m.residual,
         input_dropout=m.input_dropout,
         noise=m.noise,
+        base_width=m.base_width,
         options=f.options,
     )
 

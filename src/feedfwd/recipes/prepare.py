@@ -244,7 +244,15 @@ def _loss(config: FitConfig, data: Dataset) -> Loss:
 def optimizer_for(model: nn.Module, config: FitConfig, lr: float) -> Optimizer:
     o = config.optimizer
     return build_optimizer(
-        model, o.name, lr, weight_decay=o.weight_decay, momentum=o.momentum, beta1=o.beta1, beta2=o.beta2, eps=o.eps
+        model,
+        o.name,
+        lr,
+        weight_decay=o.weight_decay,
+        momentum=o.momentum,
+        beta1=o.beta1,
+        beta2=o.beta2,
+        eps=o.eps,
+        growth=model.growth if isinstance(model, MLP) else {},
     )
 
 

@@ -78,7 +78,7 @@ class PreparedText:
 
     def optimizer(self) -> Optimizer:
         settings = self.config.optimizer.model_dump()
-        return build_optimizer(self.model, **settings)
+        return build_optimizer(self.model, **settings, growth=self.model.growth)
 
     def frozen(self) -> PretrainConfig:
         """The settings with what this machine decided: what a run keeps, so that resuming decides nothing anew."""
@@ -199,9 +199,10 @@ def shape(config: PretrainConfig) -> dict[str, Any]:
 def preset(config: PretrainConfig, tokens: int, form: dict[str, Any]) -> dict[str, Any]:
     """Settings by dotted key for training on so many tokens a network of this form."""
     row, rows = config.data.row, config.train.batch_size * config.train.accumulate
+    width = config.model.base_width if config.ffn.init == "mup" else form["model.width"]
     found = {
         "optimizer.name": "muon",
-        "optimizer.lr": 0.004 * min(1.0, (256 / form["model.width"]) ** 0.5),
+        "optimizer.lr": 0.004 * min(1.0, (256 / width) ** 0.5),
         "optimizer.weight_decay": 0.1,
         "optimizer.beta2": 0.95,
         "schedule.name": "warmup_stable_decay",
