@@ -29,6 +29,8 @@ OPTIMIZERS = ("sgd", "momentum", "nesterov", "rmsprop", "adagrad", "adam", "adam
 
 SGD = ("sgd", "momentum", "nesterov")
 
+LARGE = 2**17  # entries of a matrix from which Muon works on it by itself
+
 Named = list[tuple[str, nn.Parameter]]
 
 
@@ -168,38 +170,54 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             lr, momentum = group["lr"], group["momentum"]
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
+            moving: list[nn.Parameter] = [parameter for parameter in group["params"] if parameter.grad is not None]
+            for parameter in moving:
+                if not (state := self.state[parameter]):
                     state["momentum_buffer"] = torch.zeros_like(parameter)
-                buffer = state["momentum_buffer"].lerp_(parameter.grad, 1 - momentum)
-                direction = parameter.grad.lerp(buffer, momentum)
-                parameter.mul_(1 - lr * group["weight_decay"])
-                count = self.stacked[parameter]
-                for matrix, towards in zip(parameter.chunk(count), direction.chunk(count), strict=True):
-                    size = 0.2 * math.sqrt(max(matrix.shape))
-                    size *= spectral_multiplier(matrix.shape, self.growth[parameter])
-                    matrix.add_(orthogonalized(towards.to(self.dtype)), alpha=-lr * size)
+            for alike in self._alike(moving):
+                gradients = [parameter.grad for parameter in alike if parameter.grad is not None]
+                buffers = [self.state[parameter]["momentum_buffer"] for parameter in alike]
+                torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+                directions = torch._foreach_lerp(gradients, buffers, momentum)
+                torch._foreach_mul_(tuple(alike), 1 - lr * group["weight_decay"])
+                count = self.stacked[alike[0]]
+                matrices = [matrix for parameter in alike for matrix in parameter.chunk(count)]
+                towards = torch.stack([matrix for direction in directions for matrix in direction.chunk(count)])
+                size = 0.2 * math.sqrt(max(matrices[0].shape))
+                size *= spectral_multiplier(matrices[0].shape, self.growth[alike[0]])
+                found = orthogonalized(towards.to(self.dtype))
+                for matrix, direction in zip(matrices, found, strict=True):
+                    matrix.add_(direction, alpha=-lr * size)
+
+    def _alike(self, parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
+        """Small matrices of one form are orthogonalised together, large ones each by itself, which is faster there."""
+        found: dict[Any, list[nn.Parameter]] = {}
+        for parameter in parameters:
+            form = parameter.shape, self.stacked[parameter], self.growth[parameter]
+            found.setdefault(form if parameter.numel() < LARGE * form[1] else parameter, []).append(parameter)
+        return list(found.values())
 
 
 def orthogonalized(matrix: Tensor) -> Tensor:
-    """About U V' of the matrix U S V': five Newton-Schulz steps bring the singular values near 1, all but tiny ones.
+    """About U V' of the matrix U S V', or of each in a stack of them.
 
-    The quintic's coefficients are Jordan's, chosen for a steep start: the values end between 0.7 and 1.2.
+    Five Newton-Schulz steps bring the singular values near 1, all but tiny ones. The quintic's coefficients are
+    Jordan's, chosen for a steep start: the values end between 0.7 and 1.2.
 
     >>> singular = torch.linalg.svdvals(orthogonalized(torch.diag(torch.tensor([1.0, 5.0, 20.0]))))
     >>> bool((0.6 < singular).all() and (singular < 1.3).all())
     True
     """
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix
-    x = x / x.norm().clamp(min=1e-7)
+    if matrix.ndim == 3 and len(matrix) == 1:
+        return orthogonalized(matrix[0]).unsqueeze(0)
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    x = matrix.mT if tall else matrix
+    x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    add = torch.addmm if matrix.ndim == 2 else torch.baddbmm
     for _ in range(5):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
-    return x.T if tall else x
+        gram = x @ x.mT
+        x = add(x, add(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return x.mT if tall else x
 
 
 class MuonAdamW:
