@@ -1,15 +1,16 @@
 """The plain MLP's gradients on a CPU, without a graph: for networks so small that all but the products is costly.
 
-784-128-128-10 at batch 64 multiplies for 0.15 ms an update; modules, autograd and an optimizer that walks over the
-parameters take three times that. Here the chain rule is a list of torch's operations, bound once to the tensors that
-they read and write. Activations stand as columns, as in the formula H = σ(W H + b), so that biases, sums over the batch
-and the softmax run along memory. All parameters lie in one flat tensor, and so do their gradients: an optimizer has two
-parameters, matrices and biases, whatever the depth.
+784-128-128-10 at batch 64 multiplies for 0.1 ms an update; modules, autograd and an optimizer that walks over the
+parameters take five times that. Here the chain rule is two calls of compiled C (`mlp_native`) where that serves, else a
+list of torch's operations, bound once to the tensors that they read and write. Activations stand as columns, as in the
+formula H = σ(W H + b), so that biases, sums over the batch and the softmax run along memory. All parameters lie in one
+flat tensor, and so do their gradients: an optimizer has two parameters, matrices and biases, whatever the depth.
 """
 
 # N examples, I inputs and O outputs of a layer
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -21,7 +22,9 @@ from feedfwd.ffn.activations import ReLU2
 from feedfwd.ffn.gated import GatedLinear
 from feedfwd.ffn.parts import Linear
 from feedfwd.ffn.products import LARGE, linear, onednn_is_faster
+from feedfwd.models import mlp_native
 from feedfwd.models.mlp import MLP, PlainLayer
+from feedfwd.models.mlp_native import CompiledPasses
 
 # (outputs (O, N), batch, total weight, where its gradient (O, N) goes) -> the batch's share of the mean loss
 OutputGradient = Callable[[Tensor, Batch, Tensor | float, Tensor], Tensor]
@@ -61,6 +64,11 @@ def lacks(model: nn.Module, optimizer: str = "adam") -> str | None:
         if type(module) is not Linear:
             return f"a layer's matrix is within {type(module).__name__}"
     return None
+
+
+def uncompiled_because(model: MLP, bf16: bool = False) -> str | None:
+    """Why C can't do the passes of a model that `FastMLP` serves; None where it can."""
+    return "bfloat16 is not written in C" if bf16 else mlp_native.lacks(model)
 
 
 class Curve(NamedTuple):
@@ -145,15 +153,31 @@ def outer(layer: Layer, d_ON: Tensor, h_IN: Tensor) -> Call:
     return partial(torch.mm, d_ON, h_IN.t(), out=into_OI)
 
 
-class Tape(NamedTuple):
-    """Forward and backward pass for one batch size, but for the two products that take the inputs."""
+@dataclass
+class Tape:
+    """Both passes for one batch size in torch's operations; the two products that take the inputs are bound later."""
 
+    first: Layer
     first_ON: Tensor  # W h + b of the first layer
-    forward: list[Call]
+    calls: list[Call]
     outputs_ON: Tensor
     d_outputs_ON: Tensor
-    backward: list[Call]
+    calls_back: list[Call]
     d_first_ON: Tensor
+
+    def forward(self, x_NI: Tensor) -> None:
+        """From inputs to `outputs_ON`."""
+        self.x_IN = x_NI.t()
+        affine(self.first, self.x_IN, self.first_ON)()
+        for call in self.calls:
+            call()
+
+    def backward(self) -> None:
+        """From the inputs of the last `forward` and `d_outputs_ON` to the gradients, whatever they held."""
+        for call in self.calls_back:
+            call()
+        outer(self.first, self.d_first_ON, self.x_IN)()
+        del self.x_IN
 
 
 class FastMLP:
@@ -162,12 +186,16 @@ class FastMLP:
     The model's parameters become views of one flat tensor, and `flat` holds its two parts, `matrices` (1, …) and
     `biases`, as the parameters that an optimizer is to be built for. Moving the model elsewhere afterwards would part
     the two. `gradients` has the form that the training loop asks for; `output_gradient` differentiates the loop's loss.
-    With `bf16` the products are rounded as autocast rounds them, after one cast of all weights.
+    With `bf16` the products are rounded as autocast rounds them, after one cast of all weights. `uncompiled_because`
+    says why torch's operations do the passes; it is None where C does, for batches up to `mlp_native.MOST` examples.
     """
 
-    def __init__(self, model: MLP, output_gradient: OutputGradient, *, bf16: bool = False) -> None:
+    def __init__(
+        self, model: MLP, output_gradient: OutputGradient, *, bf16: bool = False, compiled: bool = True
+    ) -> None:
         reason = lacks(model)
         assert reason is None, reason
+        self.uncompiled_because = uncompiled_because(model, bf16) if compiled else "asked for"
         self.model, self.output_gradient = model, output_gradient
         blocks = [block for block in model.blocks if isinstance(block, PlainLayer)]
         parts: list[tuple[nn.Linear, nn.Module, float]] = [
@@ -203,7 +231,7 @@ class FastMLP:
             halves.append(("biases", self._weights[count:], self._gradients[count:]))
         self.flat = nn.ParameterDict({name: nn.Parameter(weight) for name, weight, _ in halves})
         self._halves = [(self.flat[name], gradient) for name, _, gradient in halves]
-        self._tapes: dict[tuple[int, bool], Tape] = {}
+        self._passes: dict[tuple[int, bool], Tape | CompiledPasses] = {}
 
     def gradients(self, model: nn.Module, batch: Batch, loss: object, total_weight: Tensor | float) -> Tensor:
         """A batch's share of the mean loss; adds its gradients to those of `flat` and of the model."""
@@ -226,24 +254,34 @@ class FastMLP:
 
     def _chain(self, batch: Batch, total_weight: Tensor | float) -> Tensor:
         """To the loss and back: into the gradients, whatever they held."""
-        model, first = self.model, self._layers[0]
+        model = self.model
         key = len(batch.targets), model.training
-        tape = self._tapes.get(key) or self._record(*key)
-        x_NI = batch.inputs.flatten(1).to(first.weight_OI.dtype)
+        passes = self._passes.get(key)
+        if passes is None:
+            compiled = self.uncompiled_because is None and mlp_native.serves(key[0])
+            passes = self._passes[key] = self._compiled(key[0]) if compiled else self._record(*key)
+        x_NI = batch.inputs.flatten(1).to(self._layers[0].weight_OI.dtype)
         if model.training and model.input_dropout.p:
             x_NI = model.input_dropout(x_NI)
-        x_IN = x_NI.t()
-        affine(first, x_IN, tape.first_ON)()
-        for call in tape.forward:
-            call()
-        share = self.output_gradient(tape.outputs_ON, batch, total_weight, tape.d_outputs_ON)
-        for call in tape.backward:
-            call()
-        outer(first, tape.d_first_ON, x_IN)()
+        passes.forward(x_NI)
+        share = self.output_gradient(passes.outputs_ON, batch, total_weight, passes.d_outputs_ON)
+        passes.backward()
         return share
 
+    def _compiled(self, n: int) -> CompiledPasses:
+        """The passes in C, with buffers for n examples."""
+        layers = self._layers
+        return CompiledPasses(
+            [layer.weight_OI for layer in layers],
+            [layer.bias_O1 for layer in layers],
+            [layer.weight_gradient_OI for layer in layers],
+            [layer.bias_gradient_O for layer in layers],
+            layers[0].activation,
+            n,
+        )
+
     def _record(self, n: int, training: bool) -> Tape:
-        """Bind the operations to buffers for n examples."""
+        """Torch's operations, bound to buffers for n examples."""
         a = [layer.weight_OI.new_empty(len(layer.weight_OI), n) for layer in self._layers]
         d = [torch.empty_like(buffer) for buffer in a]
         forward: list[Call] = []
@@ -259,9 +297,7 @@ class FastMLP:
             if training and layer.dropout:
                 mask_NO, dropped = h.new_empty(n, len(h)), torch.empty_like(h)
                 # drawn row by row, as torch's own dropout draws for the plain network
-                forward.append(
-                    partial(lambda mask_NO, p: mask_NO.bernoulli_(1 - p).div_(1 - p), mask_NO, layer.dropout)
-                )
+                forward.append(partial(_draw, mask_NO, layer.dropout))
                 forward.append(partial(torch.mul, h, mask_NO.t(), out=dropped))
                 backward.append(partial(d[i].mul_, mask_NO.t()))
                 h = dropped
@@ -274,8 +310,7 @@ class FastMLP:
             outputs, d_outputs = outputs.to(self._weights.dtype), d_outputs.to(self._weights.dtype)
             forward.append(partial(outputs.copy_, a[-1]))
             backward.append(partial(d[-1].copy_, d_outputs))
-        self._tapes[n, training] = tape = Tape(a[0], forward, outputs, d_outputs, backward[::-1], d[0])
-        return tape
+        return Tape(self._layers[0], a[0], forward, outputs, d_outputs, backward[::-1], d[0])
 
 
 def _draw(mask_NO: Tensor, p: float) -> None:
