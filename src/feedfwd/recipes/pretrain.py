@@ -15,12 +15,12 @@ from feedfwd.config_pretrain import PretrainConfig
 from feedfwd.data.tokenizer import TextTokenizer
 from feedfwd.errors import RunError
 from feedfwd.evaluate.text import text_scores
-from feedfwd.models.generate import Piecewise, Sampling, tokens
 from feedfwd.recipes import environment, state
 from feedfwd.recipes.console import Listener, Silent
 from feedfwd.recipes.interrupt import Interrupted, graceful
+from feedfwd.recipes.samples import judge, sample
 from feedfwd.recipes.say_text import command, cost, overview, summary
-from feedfwd.recipes.text import EVALUATIONS, PreparedText, first_words, planned, prepare_text, too_short, tried
+from feedfwd.recipes.text import EVALUATIONS, PreparedText, planned, prepare_text, too_short, tried
 from feedfwd.recipes.verbs import opened
 from feedfwd.recipes.writer import TOKENIZER, Writer
 from feedfwd.report import write_report
@@ -35,7 +35,6 @@ from feedfwd.train.schedules import build_schedule
 
 LOGGED = 200  # about so many steps of a run are logged
 ESTIMATE = 1 << 16  # held-out tokens that an evaluation on the way looks at
-SAMPLE = 64  # tokens
 UNTIMED = 9  # first updates, which allocate, compile and fill caches
 
 
@@ -115,7 +114,6 @@ class Pretraining:
         self.ema = EMA(prepared.model, c.ema) if c.ema else None
         self.step, self.seconds = 0, 0.0
         self.evaluate_every = c.evaluate_every or max(1, self.steps // EVALUATIONS)
-        self.prompt = first_words(prepared)
 
     # --- the policy -------------------------------------------------------------------------------------------------
 
@@ -174,7 +172,7 @@ class Pretraining:
         with self.ema.swapped() if self.ema is not None else nullcontext():
             held_out = sum(map(len, self.p.held_out))
             scores = self._scores(every=max(1, held_out // ESTIMATE))
-            text = self._sample()
+            text = sample(self.p)
         self._tick()
         self.run.log({"event": "validation", "step": self.step, "scores": scores, "seconds": self.seconds})
         self.run.log({"event": "sample", "step": self.step, **text})
@@ -188,23 +186,6 @@ class Pretraining:
         return text_scores(
             self.p.model, self.p.held_out, c.data.row, c.train.batch_size, precision=self.p.precision, every=every
         )
-
-    def _sample(self) -> dict[str, str]:
-        """What the model writes after the first words of the held-out text."""
-        p, text = self.p, Piecewise(self.p.tokenizer)
-        pieces = [
-            text.add(one)
-            for (one,) in tokens(
-                p.model,
-                [self.prompt],
-                most=SAMPLE,
-                sampling=Sampling(temperature=0.8),
-                end=p.tokenizer.end,
-                seed=p.config.seed,
-            )
-            if one is not None and one != p.tokenizer.end
-        ]
-        return {"prompt": p.tokenizer.decode(self.prompt), "text": "".join([*pieces, text.finish()])}
 
     # --- the state --------------------------------------------------------------------------------------------------
 
@@ -271,8 +252,8 @@ class Pretraining:
         p.model.eval()
         scores = self._scores()
         self.run.log({"event": "validation", "step": self.step, "scores": scores, "seconds": self.seconds})
-        sample = self._sample()
-        self.run.log({"event": "sample", "step": self.step, **sample})
+        last = sample(p)
+        self.run.log({"event": "sample", "step": self.step, **last})
         self.run.save_model(p.model.state_dict())
         result: dict[str, Any] = {
             "format": FORMAT,
@@ -288,7 +269,8 @@ class Pretraining:
             **self._speed(per_step),
             "parameters": p.model.parameter_count,
             "seed": p.config.seed,
-            "sample": sample,
+            "sample": last,
+            "samples": judge(p),
             "notes": p.notes,
             "command": command(p.config),
             "environment": environment.describe(p.device, p.precision),

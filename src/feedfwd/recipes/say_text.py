@@ -54,7 +54,22 @@ def summary(result: Mapping[str, Any]) -> list[str]:
         f"held-out text ({n:,} tokens): {scores['bits_per_byte']:.4f} bits per byte, "
         f"perplexity {number(scores['perplexity'])}, loss {scores['loss']:.4f} nats a token",
         f"trained in {duration(result['seconds']['train'])}{rate}",
+        *_written(result.get("samples")),
     ]
+
+
+def _written(samples: Mapping[str, Any] | None) -> list[str]:
+    """What the texts that the model wrote are like, beside held-out text."""
+    if not samples:
+        return []
+    own, held = samples["written"], samples["held_out"]
+    words = {"copied": "of it copied word for word", "parses": "of the texts parse as Python"}
+    said = [
+        f"{own[key]:.0%} {what}" + ("" if held.get(key) is None else f" (held-out text: {held[key]:.0%})")
+        for key, what in words.items()
+        if own.get(key) is not None
+    ]
+    return [f"{samples['tokens']:,} tokens written in {samples['texts']} texts: {', '.join(said)}"] if said else []
 
 
 def command(config: PretrainConfig) -> str:
