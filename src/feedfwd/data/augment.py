@@ -73,7 +73,7 @@ def _blend(values: Tensor, mix: Tensor) -> Tensor:
 class Shift:
     """Moves a batch of images by up to ±`pixels` whole pixels along each axis, all of it alike; the border is repeated.
 
-    One gather a batch, so it costs next to nothing where `Deform` would take longer than a small network's update.
+    One copy a batch, so it costs next to nothing where `Deform` would take longer than a small network's update.
     `shape` is (H, W) or (H, W, C); inputs may come flattened, (B, D), and leave as they came.
     """
 
@@ -84,13 +84,25 @@ class Shift:
         self.pixels = pixels
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Batch:
-        x, reach = batch.inputs, self.pixels
-        down, right = torch.randint(-reach, reach + 1, (2,), generator=generator, device=generator.device).tolist()
-        rows = (torch.arange(self.height, device=x.device) - down).clamp_(0, self.height - 1)
-        columns = (torch.arange(self.width, device=x.device) - right).clamp_(0, self.width - 1)
-        source = (rows[:, None] * self.width + columns).flatten()
-        moved = x.view(len(x), self.height * self.width, -1).index_select(1, source)
-        return Batch(moved.view(x.shape), batch.targets, batch.weights)
+        x, reach, height, width = batch.inputs.contiguous(), self.pixels, self.height, self.width
+        drawn = torch.randint(-reach, reach + 1, (2,), generator=generator, device=generator.device).tolist()
+        down, right = (max(1 - size, min(size - 1, by)) for size, by in zip((height, width), drawn, strict=True))
+        moved = torch.empty_like(x)
+        by = (down * width + right) * (x[0].numel() // (height * width))  # along memory
+        flat, source = moved.view(len(x), -1), x.view(len(x), -1)
+        flat[:, max(by, 0) : flat.shape[1] + min(by, 0)] = source[:, max(-by, 0) : flat.shape[1] - max(by, 0)]
+        _repeat(moved.view(len(x), height, width, -1), 2, right)
+        _repeat(moved.view(len(x), height, width, -1), 1, down)
+        return Batch(moved, batch.targets, batch.weights)
+
+
+def _repeat(images: Tensor, axis: int, by: int) -> None:
+    """Fill the lines that a shift has left open with the nearest one that it moved."""
+    last = images.shape[axis] - 1
+    if by > 0:
+        images.narrow(axis, 0, by).copy_(images.narrow(axis, by, 1))
+    elif by < 0:
+        images.narrow(axis, last + 1 + by, -by).copy_(images.narrow(axis, last + by, 1))
 
 
 class Deform:
