@@ -67,6 +67,10 @@ class PretrainUpdates(UpdatesConfig):
     steps: Count | None = Field(None, description="number of updates")
     evaluate_every: Count | None = Field(None, description="updates between evaluations; not given: ten in all")
     save_every: Count = Field(200, description="updates between saved states")
+    objective: Literal["next", "masked"] = Field(
+        "next", description="next: each token from those before; masked: hidden ones from both sides (arXiv 1810.04805)"
+    )
+    masked: Annotated[Share, Field(gt=0)] = Field(0.15, description="objective=masked: share of the tokens")
     z_loss: NonNegative = Field(0.0, description="keeps the logits from drifting (arXiv 2204.02311 takes 1e-4)")
 
 

@@ -89,6 +89,7 @@ def test_a_run_holds_everything_and_repeats(tmp_path: Path) -> None:
         ["optimizer.name=adamw", "schedule.name=cosine", "train.accumulate=3", "data.separate=true"],
         ["ffn.kind=stranger:Maxout", "data.tokenizer=chars", "train.precision=bf16", "train.z_loss=1e-4"],
         ["data.tokenizer=bpe", "data.vocabulary=270", "model.kv_heads=1", "model.tied=false"],
+        ["train.objective=masked", "data.tokenizer=chars", "train.accumulate=2", "data.separate=true"],
     ],
     ids=lambda s: ",".join(s),
 )
@@ -97,6 +98,29 @@ def test_every_part_trains(settings: list[str]) -> None:
     assert writer.result["validation"]["loss"] < 6
     ids = writer.encode("2 times")
     assert torch.equal(ff.load("run").model(ids), writer.model(ids))
+
+
+def test_hidden_tokens_are_filled_in(capsys: pytest.CaptureFixture[str]) -> None:
+    masked = config("train.objective=masked", "train.steps=300", "optimizer.lr=0.02", "data.row=32")
+    writer = pretrain_config(masked, Path("run"))
+    scores = writer.result["validation"]
+    assert set(scores) == {"loss", "perplexity"} and scores["loss"] < 3
+    assert not {"sample", "samples"} & set(writer.result)
+    tokenizer = writer.tokenizer
+    assert tokenizer.mask == 257 and tokenizer.vocabulary == 258
+    assert writer.score("text.txt") == writer.score("text.txt"), "the same tokens are hidden each time"
+    ids = writer.encode("17 times 3 is 51.")
+    later = ids.clone()
+    later[0, -1] = tokenizer.mask
+    assert not torch.equal(writer.model(ids)[0, 0], writer.model(later)[0, 0]), "it sees what comes after"
+    hidden = writer.encode("17 times 3 is 51.")
+    hidden[0, 5] = tokenizer.mask
+    assert ff.load("run").model(hidden)[0, 5].argmax() == ids[0, 5], "ti_es"
+    for argv in (["a"], ["--prompts", "text.txt"]):
+        assert call("generate", "run", *argv) == 2
+        assert "hidden tokens" in capsys.readouterr().err
+    assert call("info", "run") == call("runs", ".") == call("evaluate", "run", "text.txt") == 0
+    assert "nats a hidden token" in capsys.readouterr().out
 
 
 class StopAt:
@@ -116,9 +140,9 @@ class StopAt:
 STATEFUL = ["train.ema=0.9", "model.dropout=0.1", "train.evaluate_every=5", "train.accumulate=2", "train.steps=20"]
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_resuming_gives_the_same_bits(optimizer: str) -> None:
-    stateful = config(*STATEFUL, f"optimizer.name={optimizer}")
+@pytest.mark.parametrize("more", ["optimizer.name=muon", "optimizer.name=adamw", "train.objective=masked"])
+def test_resuming_gives_the_same_bits(more: str) -> None:
+    stateful = config(*STATEFUL, more)
     pretrain_config(stateful, Path("whole"))
     with pytest.raises(Interrupted, match="pretrain --resume"):
         pretrain_config(stateful, Path("parts"), StopAt(7))

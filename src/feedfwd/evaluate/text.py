@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
+from feedfwd.data.batches import Transform
 from feedfwd.data.packing import held_out_batches
 from feedfwd.data.tokens import Tokens
 from feedfwd.models.transformer import Transformer
@@ -29,11 +30,13 @@ def text_scores(
     *,
     precision: Precision = FP32,
     every: int = 1,
+    masking: Transform | None = None,
 ) -> dict[str, float]:
     """`loss` in nats a token, `bits_per_byte` and `perplexity` over all tokens, in rows that don't overlap.
 
     The ends of documents are predicted too, and count for no byte. With `every` only each so many-th batch is
-    looked at, for an estimate.
+    looked at, for an estimate. With `masking`, which draws the same tokens each time, they are those that it hides; its
+    loss says nothing of the text's bytes, so `bits_per_byte` is left out.
     """
     device = model.head_weight.device
     nats, seen = torch.zeros((), dtype=torch.float64), 0.0
@@ -41,7 +44,7 @@ def text_scores(
     model.eval()
     try:
         with torch.inference_mode(), precision.autocast():
-            for i, batch in enumerate(held_out_batches(tokens, row, batch_size, device=device)):
+            for i, batch in enumerate(held_out_batches(tokens, row, batch_size, transform=masking, device=device)):
                 if i % every:
                     continue
                 h_ND = model.hidden(batch.inputs).flatten(0, 1)
@@ -53,6 +56,8 @@ def text_scores(
     finally:
         model.train(training)
     loss = float(nats) / seen
-    n_bytes = max(1, sum(t.counts.bytes for t in tokens))
-    whole = loss * sum(map(len, tokens))
-    return {"loss": loss, "bits_per_byte": bits_per_byte(whole, n_bytes), "perplexity": math.exp(min(loss, 700.0))}
+    scores = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+    if masking is None:
+        n_bytes = max(1, sum(t.counts.bytes for t in tokens))
+        scores["bits_per_byte"] = bits_per_byte(loss * sum(map(len, tokens)), n_bytes)
+    return scores

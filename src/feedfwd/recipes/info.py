@@ -142,7 +142,9 @@ def _row(run: Run) -> tuple[str, ...]:
         return str(run.path), source, "", "", "unfinished"
     result = run.read_json(run.result_file)
     part = "test" if result.get("test") else "validation"
-    name = "bits_per_byte" if result["task"] == "language" else next(iter(result[part]))
+    name = next(iter(result[part]))
+    if result["task"] == "language":
+        name = "bits_per_byte" if "bits_per_byte" in result[part] else "loss"
     value, n = result[part][name], result["sizes"][part]
     shown = f"{word(name).label} {score(name, value, n)}"
     return str(run.path), source, shown, duration(result["seconds"]["train"]), "finished"

@@ -19,7 +19,7 @@ from feedfwd.recipes import environment, state
 from feedfwd.recipes.console import Listener, Silent
 from feedfwd.recipes.interrupt import Interrupted, graceful
 from feedfwd.recipes.samples import judge, sample
-from feedfwd.recipes.say_text import command, cost, overview, summary
+from feedfwd.recipes.say_text import command, cost, headline, overview, summary
 from feedfwd.recipes.text import EVALUATIONS, PreparedText, planned, prepare_text, too_short, tried
 from feedfwd.recipes.verbs import opened
 from feedfwd.recipes.writer import TOKENIZER, Writer
@@ -168,23 +168,29 @@ class Pretraining:
         self.seconds = time.perf_counter() - self._began
 
     def _look(self) -> None:
-        """An estimate of the scores, and a sample of what the model writes by now."""
+        """An estimate of the scores, and a sample of what the model writes by now, if it writes."""
         with self.ema.swapped() if self.ema is not None else nullcontext():
             held_out = sum(map(len, self.p.held_out))
             scores = self._scores(every=max(1, held_out // ESTIMATE))
-            text = sample(self.p)
+            text = sample(self.p) if self.p.model.causal else None
         self._tick()
         self.run.log({"event": "validation", "step": self.step, "scores": scores, "seconds": self.seconds})
-        self.run.log({"event": "sample", "step": self.step, **text})
-        self.listener.say(
-            f"step {self.step:,}: held-out {scores['bits_per_byte']:.3f} bits per byte  "
-            + repr(text["prompt"][-40:] + text["text"])
-        )
+        shown = ""
+        if text is not None:
+            self.run.log({"event": "sample", "step": self.step, **text})
+            shown = "  " + repr(text["prompt"][-40:] + text["text"])
+        self.listener.say(f"step {self.step:,}: held-out {headline(scores)}{shown}")
 
     def _scores(self, every: int = 1) -> dict[str, float]:
         c = self.p.config
         return text_scores(
-            self.p.model, self.p.held_out, c.data.row, c.train.batch_size, precision=self.p.precision, every=every
+            self.p.model,
+            self.p.held_out,
+            c.data.row,
+            c.train.batch_size,
+            precision=self.p.precision,
+            every=every,
+            masking=self.p.masking,
         )
 
     # --- the state --------------------------------------------------------------------------------------------------
@@ -252,8 +258,10 @@ class Pretraining:
         p.model.eval()
         scores = self._scores()
         self.run.log({"event": "validation", "step": self.step, "scores": scores, "seconds": self.seconds})
-        last = sample(p)
-        self.run.log({"event": "sample", "step": self.step, **last})
+        written: dict[str, Any] = {}
+        if p.model.causal:
+            written = {"sample": sample(p), "samples": judge(p)}
+            self.run.log({"event": "sample", "step": self.step, **written["sample"]})
         self.run.save_model(p.model.state_dict())
         result: dict[str, Any] = {
             "format": FORMAT,
@@ -269,8 +277,7 @@ class Pretraining:
             **self._speed(per_step),
             "parameters": p.model.parameter_count,
             "seed": p.config.seed,
-            "sample": last,
-            "samples": judge(p),
+            **written,
             "notes": p.notes,
             "command": command(p.config),
             "environment": environment.describe(p.device, p.precision),

@@ -18,10 +18,11 @@ def overview(p: PreparedText) -> list[str]:
     length = f"{p.steps:,} updates" if c.minutes is None else f"as many updates as fit into {c.minutes:g} minutes"
     seen = p.steps * p.tokens_per_update
     shown = "" if c.minutes is not None else f", {count(seen)} in all ({seen / max(1, n_train):.3g} epochs)"
+    aim = "" if c.train.objective == "next" else f"; {c.train.masked:.0%} of the tokens hidden, to be filled in"
     return [
         p.corpus.describe(),
         f"{c.data.tokenizer} tokenizer, {p.tokenizer.vocabulary:,} tokens of {per_token:.3g} bytes on average: "
-        f"{n_train:,} to train on, {n_held:,} held out",
+        f"{n_train:,} to train on, {n_held:,} held out{aim}",
         f"{c.size}: {m.depth} layers, {m.width} wide, {m.heads} heads, {c.ffn.activation} {c.ffn.hidden} wide: "
         f"{p.model.parameter_count:,} parameters, {count(p.flops_per_token)} FLOPs a token in training",
         f"{c.optimizer.name}, rate {c.optimizer.lr:.3g}, {c.schedule.name}; {length} of {p.tokens_per_update:,} "
@@ -51,11 +52,22 @@ def summary(result: Mapping[str, Any]) -> list[str]:
     if (mfu := result.get("mfu")) is not None:
         rate += f", {mfu:.0%} of this machine's matrix rate ({count(result['matrix_rate'])} FLOPs/s)"
     return [
-        f"held-out text ({n:,} tokens): {scores['bits_per_byte']:.4f} bits per byte, "
-        f"perplexity {number(scores['perplexity'])}, loss {scores['loss']:.4f} nats a token",
+        f"held-out text ({n:,} tokens): {headline(scores)}, perplexity {number(scores['perplexity'])}"
+        + (f", loss {scores['loss']:.4f} nats a token" if "bits_per_byte" in scores else ""),
         f"trained in {duration(result['seconds']['train'])}{rate}",
         *_written(result.get("samples")),
     ]
+
+
+def headline(scores: Mapping[str, float]) -> str:
+    """The score that says most: bits per byte, or the loss where tokens were hidden.
+
+    >>> headline({"loss": 2.1, "bits_per_byte": 1.23}), headline({"loss": 2.1})
+    ('1.2300 bits per byte', '2.1000 nats a hidden token')
+    """
+    if "bits_per_byte" in scores:
+        return f"{scores['bits_per_byte']:.4f} bits per byte"
+    return f"{scores['loss']:.4f} nats a hidden token"
 
 
 def _written(samples: Mapping[str, Any] | None) -> list[str]:

@@ -10,10 +10,10 @@ import torch
 from feedfwd.config_pretrain import PretrainConfig
 from feedfwd.data.batches import Batch
 from feedfwd.data.corpus import Corpus, Part
-from feedfwd.data.packing import PackedBatches
+from feedfwd.data.packing import MaskTokens, PackedBatches
 from feedfwd.data.tokenizer import TextTokenizer, make_tokenizer
 from feedfwd.data.tokens import Tokens, tokenize
-from feedfwd.errors import ConfigError, DataError
+from feedfwd.errors import ConfigError, DataError, RunError
 from feedfwd.ffn.spec import is_gated
 from feedfwd.models.sizes import fitting, size
 from feedfwd.models.transformer import Transformer
@@ -53,9 +53,14 @@ class PreparedText:
             c.train.batch_size,
             seed=c.seed,
             weights=c.data.weights,
-            transform=weighted,
+            transform=self.masking or weighted,
             device=self.device,
         )
+
+    @property
+    def masking(self) -> MaskTokens | None:
+        """What hides tokens of a batch, where these are to be filled in."""
+        return masking(self.config, self.tokenizer)
 
     @property
     def steps(self) -> int:
@@ -96,6 +101,15 @@ def weighted(batch: Batch, generator: torch.Generator) -> Batch:
     return replace(batch, weights=torch.ones_like(batch.targets, dtype=torch.float32))
 
 
+def masking(config: PretrainConfig, tokenizer: TextTokenizer) -> MaskTokens | None:
+    """The transform of batches that the objective asks for."""
+    if config.train.objective != "masked":
+        return None
+    if tokenizer.mask is None:
+        raise RunError("the tokenizer has no mask token", hint="restore the tokenizer.json that the run began with")
+    return MaskTokens(tokenizer.mask, tokenizer.end, tokenizer.vocabulary, config.train.masked)
+
+
 def prepare_text(config: PretrainConfig, listener: Listener, *, tokenizer: TextTokenizer | None = None) -> PreparedText:
     """Read, split, tokenise, build. With `tokenizer` the settings are those of a run, and carry their preset."""
     sized = {} if tokenizer is not None else shape(config)  # a word that isn't known is no reason to read a corpus
@@ -106,7 +120,9 @@ def prepare_text(config: PretrainConfig, listener: Listener, *, tokenizer: TextT
     corpus = Corpus(config.sources, validation=d.validation, seed=config.seed, column=d.column, weights=d.weights)
     resolved = tokenizer is not None
     if tokenizer is None:
-        tokenizer = make_tokenizer(d.tokenizer, corpus, vocabulary=d.vocabulary)
+        tokenizer = make_tokenizer(
+            d.tokenizer, corpus, vocabulary=d.vocabulary, mask=config.train.objective == "masked"
+        )
     parts = {part: _tokens(corpus, tokenizer, part, listener) for part in ("train", "validation")}
     if not resolved:
         config = config.over(sized | preset(config, sum(map(len, parts["train"])), {**sized, **_flat(config)}))
@@ -149,6 +165,7 @@ def build_transformer(config: PretrainConfig, tokenizer: TextTokenizer) -> Trans
             hidden=config.ffn.hidden,
             ffn=config.ffn.spec(),
             context=config.data.row,
+            causal=config.train.objective == "next",
             end=tokenizer.end if config.data.separate else None,
         )
     except (RuntimeError, MemoryError) as error:

@@ -19,7 +19,7 @@ from feedfwd.evaluate.text import text_scores
 from feedfwd.models.generate import Sampling, complete, write
 from feedfwd.models.transformer import Transformer
 from feedfwd.recipes.console import Listener
-from feedfwd.recipes.text import build_transformer
+from feedfwd.recipes.text import build_transformer, masking
 from feedfwd.recipes.verbs import opened
 from feedfwd.report.words import number, word
 
@@ -70,6 +70,7 @@ class Writer:
         self, prompt: str, *, most: int = 200, sampling: Sampling | None = None, stop: Sequence[str] = (), seed: int = 0
     ) -> Iterator[str]:
         """What the model writes after the prompt, piece by piece, to the end of the document or `most` tokens."""
+        self._check_writes()
         end = self.tokenizer.end
         return write(self.model, self.tokenizer, prompt, most=most, sampling=sampling, end=end, stop=stop, seed=seed)
 
@@ -83,16 +84,25 @@ class Writer:
         seed: int = 0,
     ) -> list[str]:
         """What the model writes after each of the prompts."""
+        self._check_writes()
         end = self.tokenizer.end
         return complete(
             self.model, self.tokenizer, prompts, most=most, sampling=sampling, end=end, stop=stop, seed=seed
         )
 
     def score(self, source: str) -> dict[str, float]:
-        """`loss`, `bits_per_byte` and `perplexity` on all text of a source."""
+        """`loss`, `bits_per_byte` and `perplexity` on all text of a source; see `evaluate.text.text_scores`."""
         corpus = Corpus([source], validation=0, column=self.config.data.column)
         parts = tokenize(corpus, self.tokenizer, "train")
-        return text_scores(self.model, parts, self.config.data.row, self.config.train.batch_size)
+        mask = masking(self.config, self.tokenizer)
+        return text_scores(self.model, parts, self.config.data.row, self.config.train.batch_size, masking=mask)
+
+    def _check_writes(self) -> None:
+        if not self.model.causal:
+            what = f"{self.run} was trained to fill in hidden tokens, seeing both sides of them, and can't write"
+            raise ConfigError(
+                what, hint="write with a run of train.objective=next; of this one take ff.load(run).model"
+            )
 
     def __repr__(self) -> str:
         m = self.config.model
@@ -124,8 +134,9 @@ def generate_run(
             out(json.dumps({"prompt": line, "text": text}, ensure_ascii=False) + "\n")
         return
     assert prompt is not None
+    pieces = writer.write(prompt, most=most, sampling=sampling, stop=stop, seed=seed)
     out(prompt)
-    for piece in writer.write(prompt, most=most, sampling=sampling, stop=stop, seed=seed):
+    for piece in pieces:
         out(piece)
     out("\n")
 

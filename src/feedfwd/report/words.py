@@ -27,7 +27,7 @@ SCORES: dict[str, Word] = {
     "r2": Word("R²", False, "share of the target's variance explained; higher is better"),
     "bits_per_byte": Word("bits per byte", False, "what the text's next byte still tells; lower is better"),
     "perplexity": Word("perplexity", False, "tokens that the model wavers between, on average; lower is better"),
-    "loss": Word("loss", False, "nats of surprise at the next token; lower is better"),
+    "loss": Word("loss", False, "nats of surprise at the token to be predicted; lower is better"),
 }
 HEADLINES = (
     "accuracy",
