@@ -290,9 +290,10 @@ def options(d: int, h: int, tokens: int, dtype: str, seconds: float) -> Row:
 
 
 def memory(d: int, h: int, tokens: int) -> Row:
-    """Bytes a token, in bf16: kept, by torch's hooks; at the peak of forward and backward, by the process.
+    """Bytes a token, in bf16: kept, by torch's hooks; held after the forward pass, and at the peak, by the process.
 
-    Each peak is a fresh process's high-water mark less its memory before, less the weights' gradients.
+    Held is a layer's share of what the process grows by in applying eight after a first. Each peak, of forward and
+    backward, is a fresh process's high-water mark less its memory before, less the weights' gradients.
     """
     tokens *= 4  # so that what is small beside the activations doesn't count
     row: Row = {"size": f"d{d} h{h} N{tokens} bf16", "2d+4h": 2 * d + 4 * h}
@@ -302,7 +303,7 @@ def memory(d: int, h: int, tokens: int) -> Row:
         seen = json.loads(
             subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
         )
-        row[f"{who} kept"], row[f"{who} peak"] = seen["kept"], seen["peak"]
+        row |= {f"{who} {what}": seen[what] for what in ("kept", "held", "peak")}
     return row | {"peak: ours ÷ eager": row["ours peak"] / row["eager peak"]}
 
 
@@ -337,7 +338,18 @@ def peak(who: str, d: int, h: int, tokens: int) -> Row:
         y = layer(s.x)
     y.backward(s.dy)
     grads = sum(p.grad.nbytes for p in layer.parameters() if p.grad is not None)
-    return {"kept": sum(kept.values()) // tokens, "peak": round((status("VmHWM") - before - grads) / tokens)}
+    highest = status("VmHWM") - before - grads
+    del y
+    s.x.grad = None
+    layer.zero_grad()
+    pages.release()
+    ctypes.CDLL(None).malloc_trim(0)
+    deep = layer(s.x)
+    before = status("VmRSS")
+    for _ in range(8):
+        deep = layer(deep)
+    held = (status("VmRSS") - before) / 8
+    return {"kept": sum(kept.values()) // tokens, "held": round(held / tokens), "peak": round(highest / tokens)}
 
 
 def status(field: str) -> int:
