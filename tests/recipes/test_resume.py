@@ -14,6 +14,9 @@ import pytest
 from feedfwd.checkpoint import Run
 from feedfwd.config import FitConfig, overrides, parse
 from feedfwd.errors import RunError
+from feedfwd.models import mlp_native
+from feedfwd.models.mlp import MLP
+from feedfwd.models.mlp_native import lacks
 from feedfwd.recipes import fit as recipe
 from feedfwd.recipes.fit import fit_config, resume
 from feedfwd.recipes.interrupt import Interrupted
@@ -73,6 +76,29 @@ def test_a_signal_saves_and_resuming_gives_the_same_bits(tmp_path: Path, number:
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
     kept = [(tmp_path / run / "log.jsonl").read_text().count('"step": 300,') for run in ("parts", "whole")]
     assert kept[0] == kept[1]
+
+
+def simple() -> FitConfig:
+    """A network whose gradients compiled C finds, where there is a compiler."""
+    sets = ["optimizer.lr=0.003", "model.hidden=[32,32]", "train.epochs=12", "train.threads=1", "train.save_every=20"]
+    return parse(FitConfig, {"source": "digits", **overrides([*sets, "data.augment=none", "ffn.dropout=0.0"])})
+
+
+def test_the_compiled_way_resumes_to_the_same_bits_and_another_way_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if reason := lacks(MLP([64, 32, 32, 10]), 64):
+        pytest.skip(reason)
+    fit_config(simple(), tmp_path / "whole")
+    assert "compiled C" in Run.open(tmp_path / "whole").read_json(tmp_path / "whole/result.json")["gradients"]
+    for parts in ("parts", "moved"):
+        with pytest.raises(Interrupted):
+            fit_config(simple(), tmp_path / parts, StopAt(60, signal.SIGINT))
+    resume(tmp_path / "parts")
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+    monkeypatch.setattr(mlp_native, "_compiled", lambda: (None, "there is no C compiler"))
+    result = resume(tmp_path / "moved").result
+    assert any("compiled C until step" in note and "no C compiler" in note for note in result["notes"])
 
 
 def test_early_stopping_resumes_too(tmp_path: Path) -> None:

@@ -66,9 +66,9 @@ def lacks(model: nn.Module, optimizer: str = "adam") -> str | None:
     return None
 
 
-def uncompiled_because(model: MLP, bf16: bool = False) -> str | None:
-    """Why C can't do the passes of a model that `FastMLP` serves; None where it can."""
-    return "bfloat16 is not written in C" if bf16 else mlp_native.lacks(model)
+def uncompiled_because(model: MLP, n: int, bf16: bool = False) -> str | None:
+    """Why torch's operations do the passes over n examples of a model that `FastMLP` serves; None where C does."""
+    return "bfloat16 is not written in C" if bf16 else mlp_native.lacks(model, n)
 
 
 class Curve(NamedTuple):
@@ -186,8 +186,8 @@ class FastMLP:
     The model's parameters become views of one flat tensor, and `flat` holds its two parts, `matrices` (1, …) and
     `biases`, as the parameters that an optimizer is to be built for. Moving the model elsewhere afterwards would part
     the two. `gradients` has the form that the training loop asks for; `output_gradient` differentiates the loop's loss.
-    With `bf16` the products are rounded as autocast rounds them, after one cast of all weights. `uncompiled_because`
-    says why torch's operations do the passes; it is None where C does, for batches up to `mlp_native.MOST` examples.
+    With `bf16` the products are rounded as autocast rounds them, after one cast of all weights. The passes run in C
+    where `uncompiled_because` gives no reason against it, and never with compiled=False.
     """
 
     def __init__(
@@ -195,7 +195,7 @@ class FastMLP:
     ) -> None:
         reason = lacks(model)
         assert reason is None, reason
-        self.uncompiled_because = uncompiled_because(model, bf16) if compiled else "asked for"
+        self._compilable = compiled
         self.model, self.output_gradient = model, output_gradient
         blocks = [block for block in model.blocks if isinstance(block, PlainLayer)]
         parts: list[tuple[nn.Linear, nn.Module, float]] = [
@@ -258,7 +258,7 @@ class FastMLP:
         key = len(batch.targets), model.training
         passes = self._passes.get(key)
         if passes is None:
-            compiled = self.uncompiled_because is None and mlp_native.serves(key[0])
+            compiled = self._compilable and uncompiled_because(model, key[0], self._cast) is None
             passes = self._passes[key] = self._compiled(key[0]) if compiled else self._record(*key)
         x_NI = batch.inputs.flatten(1).to(self._layers[0].weight_OI.dtype)
         if model.training and model.input_dropout.p:

@@ -23,10 +23,12 @@ MOST = 512  # examples: with more, libraries that copy blocks of a matrix before
 ALONE = 1 << 18  # multiply-adds of a forward pass: below, waking a second thread costs more than it saves
 
 
-def lacks(model: MLP) -> str | None:
-    """Why the compiled passes can't serve a plain network; None where they can.
+def lacks(model: MLP, n: int) -> str | None:
+    """Why the compiled passes don't serve a plain network on batches of n examples; None where they do.
 
-    >>> lacks(MLP([4, 8, 3], "tanh"))
+    By sizes and never by timing: the same command, the same bits.
+
+    >>> lacks(MLP([4, 8, 3], "tanh"), 16)
     'Tanh is not written in C'
     """
     for block in model.blocks:
@@ -40,12 +42,9 @@ def lacks(model: MLP) -> str | None:
         return f"{str(weight.dtype).removeprefix('torch.')} is not written in C"
     if max(p.numel() for p in model.parameters()) > LARGEST:
         return f"a matrix has more than {LARGEST:,} weights"
+    if n > MOST:
+        return f"a batch has more than {MOST} examples"
     return _compiled()[1] or None
-
-
-def serves(n: int) -> bool:
-    """Whether a batch of n examples is small enough. By size and never by timing: the same command, the same bits."""
-    return n <= MOST
 
 
 def _slope(activation: nn.Module) -> float | None:

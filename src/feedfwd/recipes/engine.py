@@ -2,10 +2,8 @@
 
 from dataclasses import dataclass
 
-import torch
-
-from feedfwd.models.mlp_fast import FastMLP, lacks
-from feedfwd.recipes.prepare import Prepared, optimizer_for
+from feedfwd.models.mlp_fast import FastMLP, uncompiled_because
+from feedfwd.recipes.prepare import Prepared, optimizer_for, plain_because
 from feedfwd.train.adversarial import adversarial
 from feedfwd.train.lean import LeanAdam
 from feedfwd.train.loop import Gradients, autograd
@@ -25,19 +23,23 @@ class Engine:
 
 def engine(p: Prepared, lr: float) -> Engine:
     """The fast path for `p.model` where it serves; from then on its parameters are views of one flat tensor."""
-    if plain_because(p) is not None:
+    if plain_because(p.config, p.model) is not None:
         reach = p.config.train.adversarial
         return Engine(optimizer_for(p.model, p.config, lr), adversarial(reach) if reach else autograd, p.precision)
     fast = FastMLP(p.model, output_gradient(p.loss), bf16=p.precision.name == "bf16")
-    optimizer = optimizer_for(fast.flat, p.config, lr)
-    lean = LeanAdam(optimizer) if isinstance(optimizer, torch.optim.Adam) else optimizer
+    o = p.config.optimizer
+    if o.name not in ("adam", "adamw"):
+        return Engine(optimizer_for(fast.flat, p.config, lr), fast.gradients, FP32)
+    betas = o.beta1, 0.999 if o.beta2 is None else o.beta2
+    decoupled = o.name == "adamw"
+    lean = LeanAdam(fast.flat, lr, weight_decay=o.weight_decay, betas=betas, eps=o.eps, decoupled=decoupled)
     return Engine(lean, fast.gradients, FP32)
 
 
-def plain_because(p: Prepared) -> str | None:
-    """Why autograd finds the gradients; None where the fast path does."""
-    if p.config.train.adversarial:
-        return "adversarial training differentiates the inputs"
-    if p.model.growth:
-        return "mup gives each matrix a rate of its own"
-    return lacks(p.model, p.config.optimizer.name)
+def way(p: Prepared) -> str:
+    """In words, how the gradients are found, and why not faster. What a run's bits depend on beside its settings."""
+    reason = plain_because(p.config, p.model)
+    if reason is not None:
+        return f"autograd ({reason})"
+    reason = uncompiled_because(p.model, p.config.train.batch_size, p.precision.name == "bf16")
+    return "the chain rule in compiled C" if reason is None else f"the chain rule in torch's operations ({reason})"

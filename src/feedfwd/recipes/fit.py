@@ -16,7 +16,7 @@ from feedfwd.errors import RunError
 from feedfwd.evaluate.evaluate import details
 from feedfwd.recipes import environment
 from feedfwd.recipes.console import Listener, Silent
-from feedfwd.recipes.engine import engine
+from feedfwd.recipes.engine import engine, way
 from feedfwd.recipes.interrupt import Interrupted, graceful
 from feedfwd.recipes.plan import memory, plan, tried
 from feedfwd.recipes.predictor import Predictor
@@ -193,6 +193,7 @@ class Fitting:
             "batches": self.batches.state_dict(),
             "optimizer": numbers,
             "stopping": self.stopping.state_dict() if self.stopping is not None else None,
+            "gradients": way(self.p),
             "seconds": self.seconds,
         }
         self.run.save_state(self.step, tensors, counters)
@@ -222,6 +223,10 @@ class Fitting:
         self.best = under("best.")
         self.batches.load_state_dict(counters["batches"])
         self.step, self.seconds = counters["step"], counters["seconds"]
+        if (before := counters["gradients"]) != (now := way(self.p)):
+            note = f"gradients were found by {before} until step {self.step}, and from there by {now}"
+            self.p.notes.append(f"{note}: the last digits differ from those of an uninterrupted run")
+            self.listener.say(f"note: {self.p.notes[-1]}")
         restore_generators(under("rng."))
         self.listener.say(f"resuming {self.run.path} at step {self.step} of {self.steps}")
 
@@ -280,6 +285,7 @@ class Fitting:
             "seed": p.config.seed,
             "notes": p.notes,
             "command": command(p.config),
+            "gradients": way(p),
             "environment": environment.describe(p.device, p.precision),
             "test_details": shown,
         }

@@ -17,11 +17,12 @@ from feedfwd.data.readers import load
 from feedfwd.data.split import fold, split
 from feedfwd.errors import ConfigError, DataError
 from feedfwd.models.mlp import MLP
+from feedfwd.models.mlp_fast import lacks, uncompiled_because
 from feedfwd.recipes.predictor import Predictor, build_model
 from feedfwd.recipes.presets import Facts, preset
 from feedfwd.train.losses import Loss, build_loss
 from feedfwd.train.optimizers import Optimizer, build_optimizer
-from feedfwd.train.precision import Precision, choose, products
+from feedfwd.train.precision import PAYS_FROM, PAYS_FROM_IF_COMPILED, Precision, choose, products
 
 
 @dataclass
@@ -94,7 +95,9 @@ def prepare(config: FitConfig, *, resolved: bool = False) -> Prepared:
     torch.manual_seed(config.seed)
     config = _checked(config, training)
     model = _built(config, preprocess).to(device)
-    precision = choose(config.train.precision, device, products(model, config.train.batch_size))
+    fast = plain_because(config, model) is None and uncompiled_because(model, config.train.batch_size) is None
+    pays_from = PAYS_FROM_IF_COMPILED if fast else PAYS_FROM
+    precision = choose(config.train.precision, device, products(model, config.train.batch_size), pays_from)
 
     def part(data: Dataset) -> Part:
         return Part(data, preprocess.inputs(data.inputs).to(device), preprocess.targets(data).to(device))
@@ -110,6 +113,15 @@ def prepare(config: FitConfig, *, resolved: bool = False) -> Prepared:
         device=device,
         notes=notes,
     )
+
+
+def plain_because(config: FitConfig, model: MLP) -> str | None:
+    """Why autograd finds the gradients; None where the chain rule written out does."""
+    if config.train.adversarial:
+        return "adversarial training differentiates the inputs"
+    if model.growth:
+        return "mup gives each matrix a rate of its own"
+    return lacks(model, config.optimizer.name)
 
 
 class Parts(NamedTuple):

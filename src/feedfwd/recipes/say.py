@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from feedfwd.config import FitConfig, Settings
-from feedfwd.recipes.engine import plain_because
+from feedfwd.recipes.engine import way
 from feedfwd.recipes.prepare import Part, Prepared
 from feedfwd.recipes.presets import SETTABLE
 from feedfwd.report.words import count, duration, interval, number, score, word
@@ -19,8 +19,6 @@ def overview(p: Prepared) -> list[str]:
     sizes = "-".join(map(str, model.sizes))
     inits = ", ".join(dict.fromkeys(row.init for row in model.layers() if row.init))
     chosen = f" ({c.ffn.init})" if c.ffn.init == "auto" else ""
-    reason = plain_because(p)
-    way = "the chain rule written out" if reason is None else f"autograd ({reason})"
     rate = f"rate {c.optimizer.lr:.3g}" if c.optimizer.lr is not None else "rate by a range test"
     return [
         p.train.data.describe().replace(f"{len(p.train.data):,} ", "", 1) + f"; {', '.join(parts)}",
@@ -28,7 +26,7 @@ def overview(p: Prepared) -> list[str]:
         f"{count(model.flops)} FLOPs an example forward",
         f"{c.optimizer.name}, {rate}, {c.schedule.name}; {p.steps:,} updates of {p.examples_per_update:,} examples "
         f"({p.steps / p.updates_per_epoch:.4g} epochs)",
-        f"{p.device}, {p.precision.name} ({p.precision.reason}); gradients by {way}",
+        f"{p.device}, {p.precision.name} ({p.precision.reason}); gradients by {way(p)}",
         *(f"note: {note}" for note in p.notes),
     ]
 

@@ -20,6 +20,10 @@ from feedfwd.errors import ConfigError, nearest
 # million multiply-adds (64 wide: batch 600; 784-128-128-10: 50–100; 256: 40–65; 512: 16), gained 1.1–1.6 times at 5,
 # 1.5–2.1 times at 10 and 3–4 times at 100 million.
 PAYS_FROM = 5e6
+# Where a small network's passes run in compiled C (models/mlp.c), fp32 is faster and the balance tips later: 256 wide
+# at batch 64 (5.7 million) took .20 ms in fp32 and .31 in bf16, 784-128-128-10 at batch 256 (10 million) .38 and .39,
+# at batch 512 (20 million) .76 and .56.
+PAYS_FROM_IF_COMPILED = 12e6
 
 # oneDNN's instruction sets with bf16 products; with less it converts and multiplies at a quarter of fp32's rate.
 BF16_ISAS = (
@@ -57,10 +61,13 @@ class Precision:
 FP32 = Precision("fp32", "the default")
 
 
-def choose(request: str, device: torch.device | str, sizes: Iterable[tuple[int, int, int]]) -> Precision:
+def choose(
+    request: str, device: torch.device | str, sizes: Iterable[tuple[int, int, int]], pays_from: float = PAYS_FROM
+) -> Precision:
     """The precision for products of these sizes (rows, inputs, outputs) on this device.
 
-    request: "auto", "fp32" or "bf16". `products` lists the sizes of a model.
+    request: "auto", "fp32" or "bf16". `products` lists the sizes of a model. On a CPU, bf16 pays from so many
+    multiply-adds on in the average product.
 
     >>> choose("auto", "cpu", [(64, 784, 128), (64, 128, 128), (64, 128, 10)]).name
     'fp32'
@@ -81,8 +88,8 @@ def choose(request: str, device: torch.device | str, sizes: Iterable[tuple[int, 
         return Precision("bf16", "the GPU multiplies it natively", kind)
     macs = [rows * inputs * outputs for rows, inputs, outputs in sizes]
     mean = sum(macs) / len(macs) if macs else 0.0
-    size = f"{mean / 1e6:.1f} million multiply-adds a product, where bf16 pays from {PAYS_FROM / 1e6:.0f} on"
-    if mean < PAYS_FROM:
+    size = f"{mean / 1e6:.1f} million multiply-adds a product, where bf16 pays from {pays_from / 1e6:.0f} on"
+    if mean < pays_from:
         return Precision("fp32", f"small products: {size}", kind)
     return Precision("bf16", f"this CPU multiplies it natively; {size}", kind)
 
