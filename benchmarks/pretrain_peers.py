@@ -1,0 +1,198 @@
+"""What `pretrain.py` measures feedfwd beside: Hugging Face's Llama, and a character model as nanoGPT trains it."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# The size of the issue: 17.3 million parameters.
+SMALL = {"vocabulary": 8192, "width": 384, "depth": 8, "heads": 6, "hidden": 1024, "context": 512}
+CONTEXT, ROWS, UPDATES = 64, 12, 2000  # of nanoGPT's setting for laptops
+
+
+def llama(vocabulary: int, width: int, depth: int, heads: int, hidden: int, context: int) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=width,
+            intermediate_size=hidden,
+            num_hidden_layers=depth,
+            num_attention_heads=heads,
+            max_position_embeddings=context,
+            tie_word_embeddings=True,
+            use_cache=False,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+    )
+
+
+def llama_update(model: Any, lr: float, *, bf16: bool, compiled: bool) -> Callable[[Tensor, Tensor, float], Tensor]:
+    """One update of AdamW, (inputs, targets, multiplier of the rate) -> loss, as a Trainer does it: clipped to 1."""
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
+
+    def loss_of(inputs: Tensor, targets: Tensor) -> Tensor:
+        logits = model(input_ids=inputs).logits
+        return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+
+    loss_of = torch.compile(loss_of) if compiled else loss_of
+
+    def update(inputs: Tensor, targets: Tensor, factor: float = 1.0) -> Tensor:
+        for group in optimizer.param_groups:
+            group["lr"] = lr * factor
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = loss_of(inputs, targets)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return update
+
+
+class Scored:
+    """Llama with what feedfwd's evaluation asks of a model."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.training, self.head_weight = model, True, model.lm_head.weight
+        self.train, self.eval = model.train, model.eval
+
+    def hidden(self, ids: Tensor) -> Tensor:
+        return self.model.model(input_ids=ids).last_hidden_state
+
+
+def train_llama(run: Path, minutes: float, seed: int, *, bf16: bool, compiled: bool, lr: float = 1e-3) -> dict:
+    """Llama of a run's size on its text, tokens, rows and batches, for so many minutes; bits per byte as feedfwd's."""
+    from feedfwd.checkpoint import Run
+    from feedfwd.config import parse
+    from feedfwd.config_pretrain import PretrainConfig
+    from feedfwd.data.tokenizer import TextTokenizer
+    from feedfwd.evaluate.text import text_scores
+    from feedfwd.recipes.console import Silent
+    from feedfwd.recipes.text import prepare_text
+    from feedfwd.train.precision import FP32, Precision
+
+    config = parse(PretrainConfig, Run(run).settings())
+    p = prepare_text(config, Silent(), tokenizer=TextTokenizer.load(run / "tokenizer.json"))
+    m = p.config.model
+    torch.manual_seed(seed)
+    model = llama(p.tokenizer.vocabulary, m.width, m.depth, m.heads, p.config.ffn.hidden, p.config.data.row)
+    update, batches = llama_update(model, lr, bf16=bf16, compiled=compiled), p.batches()
+
+    def step(factor: float) -> Tensor:
+        batch = next(batches)
+        return update(batch.inputs, batch.targets, factor)
+
+    begun = time.perf_counter()
+    step(1e-6)  # compiles
+    times = []
+    for _ in range(8):
+        start = time.perf_counter()
+        step(1e-6)
+        times.append(time.perf_counter() - start)
+    per_step = sorted(times)[len(times) // 2]
+    steps = max(1, int((60 * minutes * 0.98 - (time.perf_counter() - begun)) / per_step))
+    done = 0
+    while time.perf_counter() - begun < 60 * minutes and done < steps:
+        rise = (done + 1) / (0.02 * steps + 1)
+        step(min(rise, 0.1 + 0.9 * (1 + math.cos(math.pi * done / steps)) / 2))
+        done += 1
+    seconds = time.perf_counter() - begun
+    autocast = Precision("bf16", "", "cpu") if bf16 else FP32
+    scores = text_scores(Scored(model), p.held_out, p.config.data.row, p.config.train.batch_size, precision=autocast)
+    n = sum(parameter.numel() for parameter in model.parameters())
+    return scores | {"seconds": seconds, "steps": done, "planned": steps, "tokens_per_second": p.tokens_per_update
+                     / per_step, "parameters": n}  # fmt: skip
+
+
+# --- the character model --------------------------------------------------------------------------------------------
+
+
+class CharacterBlock(nn.Module):
+    """LayerNorm before attention and before a GELU layer four times as wide; no biases."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.first, self.second = (nn.LayerNorm(width, bias=False) for _ in range(2))
+        self.qkv, self.out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
+        self.up, self.down = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, T, W) -> (B, T, W)
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(self.first(x)).chunk(3, -1)
+        )
+        seen = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(seen.transpose(1, 2).flatten(2))
+        return x + self.down(F.gelu(self.up(self.second(x))))
+
+
+class CharacterModel(nn.Module):
+    """Learned positions, tied embeddings; what adds to the residual stream starts smaller by √(2·depth)."""
+
+    def __init__(self, vocabulary: int, width: int = 128, depth: int = 4, heads: int = 4) -> None:
+        super().__init__()
+        self.token, self.place = nn.Embedding(vocabulary, width), nn.Embedding(CONTEXT, width)
+        self.blocks = nn.ModuleList(CharacterBlock(width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, bias=False)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim > 1:
+                small = name.endswith(("out.weight", "down.weight"))
+                nn.init.normal_(parameter, std=0.02 / (math.sqrt(2 * depth) if small else 1.0))
+
+    def forward(self, ids: Tensor) -> Tensor:  # (B, T) -> (B, T, V)
+        x = self.token(ids) + self.place(torch.arange(ids.shape[1]))
+        for block in self.blocks:
+            x = block(x)
+        return F.linear(self.norm(x), self.token.weight)
+
+
+def train_characters(text: str, seed: int, steps: int = UPDATES) -> dict:
+    """nanoGPT's laptop setting in fp32: seconds of training, and the loss over the whole last tenth of the text."""
+    letters = {letter: i for i, letter in enumerate(sorted(set(text)))}
+    ids = torch.tensor([letters[letter] for letter in text])
+    cut = int(0.9 * len(ids))
+    train, held_out = ids[:cut], ids[cut:]
+    torch.manual_seed(seed)
+    model = CharacterModel(len(letters))
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99))
+    begun = time.perf_counter()
+    for n in range(steps):
+        rate = (n + 1) / 101 if n < 100 else 0.1 + 0.45 * (1 + math.cos(math.pi * (n - 100) / (steps - 100)))
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * rate
+        starts = torch.randint(len(train) - CONTEXT, (ROWS,)).tolist()
+        inputs = torch.stack([train[s : s + CONTEXT] for s in starts])
+        targets = torch.stack([train[s + 1 : s + 1 + CONTEXT] for s in starts])
+        F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    seconds = time.perf_counter() - begun
+    nats, seen = 0.0, 0
+    with torch.inference_mode():
+        for inputs, targets in _rows(held_out):
+            nats += float(F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten(), reduction="sum"))
+            seen += targets.numel()
+    return {"seconds": seconds, "loss": nats / seen, "tokens": seen}
+
+
+def _rows(ids: Tensor, many: int = 64) -> Iterator[tuple[Tensor, Tensor]]:
+    """All but the end of `ids` once, in rows that don't overlap."""
+    rows = (len(ids) - 1) // CONTEXT
+    inputs, targets = (ids[i : i + rows * CONTEXT].view(rows, CONTEXT) for i in (0, 1))
+    return zip(inputs.split(many), targets.split(many), strict=True)
