@@ -140,7 +140,7 @@ def test_nan_stays_nan_and_relu_of_minus_infinity_is_zero() -> None:
         (MLP([4, 5, 3], "gelu"), 8, "GELU"),
         (MLP([4, 5, 3], dropout=0.1), 8, "dropout"),
         (MLP([4, 5, 3]).double(), 8, "float64"),
-        (MLP([1024, 1024, 3]), 8, "weights"),
+        (MLP([1024, 1025, 3]), 8, "weights"),
         (MLP([4, 5, 3]), 2000, "batch"),
         (MLP([4, 5, 3], input_dropout=0.1), 8, None),
         (MLP([4, 5, 3], "leaky_relu"), 512, None),

@@ -14,6 +14,7 @@
 #endif
 #define ROWS 4                                  /* of a tile */
 #define VECTORS (LANES / 4 < 2 ? 2 : LANES / 4) /* of a tile's row: as many as the machine has registers for */
+#define DEPTH (6144 / (VECTORS * LANES))        /* rows of B that stay in the first cache: 24 KiB */
 #define UP(n) (((n) + LANES - 1) / LANES * LANES)
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
@@ -26,9 +27,10 @@ INLINE vec choose(mask m, vec a, vec b) { return (vec)((m & (mask)a) | (~m & (ma
 
 const int lanes = LANES;
 
-/* Rows of all buffers but weights and gradients are padded with zeros to whole vectors. */
+/* Rows of all buffers but weights and gradients are padded with zeros to whole vectors; those of h and d are `ld` apart:
+   not a large power of two, which would lay them all into the same few places of the cache. */
 typedef struct {
-  int layers, n;                            /* n examples */
+  int layers, n, ld;                        /* n examples */
   float slope;                              /* σ(z) = z for z > 0, slope · z else; the last layer has none */
   const int *sizes;                         /* layers + 1 */
   const float *const *weight, *const *bias; /* (O, I); (O) or NULL */
@@ -38,12 +40,19 @@ typedef struct {
   float *const *ht; /* (n, size): hidden layers as rows; ht[0] isn't used */
 } net;
 
-/* One tile of c = a · b (+ bias): a(m, k) = a[m · am + k · ak], b (K, ·), c (·, ·), of which `width` columns exist. */
-INLINE void tile(int rows, int vectors, int width, int K, const float *a, long am, long ak, const float *b, long ldb,
-                 float *c, long ldc, const float *bias) {
+/* One tile of c = a · b (+ bias), or of c += a · b where it is `begun`: a(m, k) = a[m · am + k · ak], b (K, ·), c (·, ·),
+   of which `width` columns exist. */
+INLINE void tile(int rows, int vectors, int width, int K, int begun, const float *a, long am, long ak, const float *b,
+                 long ldb, float *c, long ldc, const float *bias) {
   vec sum[ROWS][VECTORS];
   for (int i = 0; i < rows; i++)
-    for (int j = 0; j < vectors; j++) sum[i][j] = (vec){0} + (bias ? bias[i] : 0.0f);
+    for (int j = 0; j < vectors; j++)
+      if (!begun)
+        sum[i][j] = (vec){0} + (bias ? bias[i] : 0.0f);
+      else if (width < vectors * LANES)
+        memcpy(&sum[i][0], c + i * ldc, 4 * width);
+      else
+        sum[i][j] = load(c + i * ldc + j * LANES);
   for (int k = 0; k < K; k++) {
     vec right[VECTORS];
     for (int j = 0; j < vectors; j++) right[j] = load(b + k * ldb + j * LANES);
@@ -62,12 +71,13 @@ INLINE void tile(int rows, int vectors, int width, int K, const float *a, long a
 static void product(int m0, int m1, int N, int K, const float *a, long am, long ak, const float *b, long ldb, float *c,
                     long ldc, const float *bias) {
   int n = 0, m;
-#define TILE(rows, vectors, width) \
-  tile(rows, vectors, width, K, a + m * am, am, ak, b + n, ldb, c + m * ldc + n, ldc, bias ? bias + m : 0)
-#define COLUMN(vectors, width)                                          \
-  {                                                                     \
-    for (m = m0; m + ROWS <= m1; m += ROWS) TILE(ROWS, vectors, width); \
-    for (; m < m1; m++) TILE(1, vectors, width);                        \
+#define TILE(rows, vectors, width)                                                                                \
+  tile(rows, vectors, width, K - k < DEPTH ? K - k : DEPTH, k > 0, a + m * am + k * ak, am, ak, b + k * ldb + n, \
+       ldb, c + m * ldc + n, ldc, bias ? bias + m : 0)
+#define COLUMN(vectors, width)                                            \
+  for (int k = 0; k < K; k += DEPTH) {                                    \
+    for (m = m0; m + ROWS <= m1; m += ROWS) TILE(ROWS, vectors, width);   \
+    for (; m < m1; m++) TILE(1, vectors, width);                          \
   }
   for (; n + VECTORS * LANES <= N; n += VECTORS * LANES) COLUMN(VECTORS, VECTORS * LANES)
   for (; n + LANES <= N; n += LANES) COLUMN(1, LANES)
@@ -112,14 +122,14 @@ INLINE vec sloped(vec v, vec z, float slope) {
 void forward(const net *p, const float *x, int threads) {
 #pragma omp parallel num_threads(threads)
   {
-    const int *size = p->sizes, n = p->n, ld = UP(n);
+    const int *size = p->sizes, n = p->n, ld = p->ld;
     range mine = share(size[0], 16);
     transpose(n, mine.last - mine.first, x + mine.first, UP(size[0]), p->h[0] + (long)mine.first * ld, ld);
     for (int l = 0; l < p->layers; l++) {
 #pragma omp barrier
       mine = share(size[l + 1], 16);
       float *h = p->h[l + 1];
-      product(mine.first, mine.last, ld, size[l], p->weight[l], size[l], 1, p->h[l], ld, h, ld, p->bias[l]);
+      product(mine.first, mine.last, UP(n), size[l], p->weight[l], size[l], 1, p->h[l], ld, h, ld, p->bias[l]);
       if (l + 1 == p->layers) break;
       for (long i = (long)mine.first * ld; i < (long)mine.last * ld; i += LANES) {
         vec z = load(h + i);
@@ -134,14 +144,14 @@ void forward(const net *p, const float *x, int threads) {
 void backward(const net *p, const float *x, int threads) {
 #pragma omp parallel num_threads(threads)
   {
-    const int *size = p->sizes, n = p->n, ld = UP(n);
+    const int *size = p->sizes, n = p->n, ld = p->ld;
     for (int l = p->layers; l > 0; l--) {
       const float *d = p->d[l];
       int below = size[l - 1];
       if (l > 1) { /* Wᵀ d, times the slope */
         range mine = share(below, 16);
         float *out = p->d[l - 1];
-        product(mine.first, mine.last, ld, size[l], p->weight[l - 1], 1, below, d, ld, out, ld, 0);
+        product(mine.first, mine.last, UP(n), size[l], p->weight[l - 1], 1, below, d, ld, out, ld, 0);
         for (long i = (long)mine.first * ld; i < (long)mine.last * ld; i += LANES)
           store(out + i, sloped(load(out + i), load(p->h[l - 1] + i), p->slope));
       }

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from feedfwd.ffn.kernels.compiler import library
 from feedfwd.models.mlp import MLP, PlainLayer
 
-LARGEST = 1 << 19  # weights of a matrix, and
+LARGEST = 1 << 20  # weights of a matrix, and
 MOST = 512  # examples: with more, libraries that copy blocks of a matrix before they multiply are faster
 ALONE = 1 << 18  # multiply-adds of a forward pass: below, waking a second thread costs more than it saves
 
@@ -66,6 +66,7 @@ class Net(ctypes.Structure):
     _fields_ = (
         ("layers", ctypes.c_int),
         ("n", ctypes.c_int),
+        ("ld", ctypes.c_int),
         ("slope", ctypes.c_float),
         *(
             (name, ctypes.c_void_p)
@@ -99,18 +100,20 @@ class CompiledPasses:
         self._forward, self._backward = compiled.forward, compiled.backward
         width = ctypes.c_int.in_dll(compiled, "lanes").value
 
-        def rows(count: int, length: int) -> Tensor:
-            return torch.zeros(count, -(-length // width) * width)
+        def up(length: int) -> int:
+            return -(-length // width) * width
 
+        ld = up(n) + width * (n > 64 and up(n) % 64 == 0)
         inputs = weights[0].shape[1]
         sizes = [inputs, *map(len, weights)]
-        h, d, ht = [rows(s, n) for s in sizes], [rows(s, n) for s in sizes], [rows(n, s) for s in sizes]
+        h, d = ([torch.zeros(size, ld) for size in sizes] for _ in range(2))
+        ht = [torch.zeros(n, up(size)) for size in sizes]
         tensors = (weights, biases, weight_gradients, bias_gradients, h, d, ht)
         tables: list[Any] = [(ctypes.c_int * len(sizes))(*sizes), *map(_pointers, tensors)]
         self._kept = tables, tensors
         slope = _slope(activation)
         assert slope is not None
-        self._net = Net(len(weights), n, slope, *(ctypes.addressof(table) for table in tables))
+        self._net = Net(len(weights), n, ld, slope, *(ctypes.addressof(table) for table in tables))
         self._at = ctypes.addressof(self._net)
         self._rows = None if ht[0].shape[1] == inputs else ht[0][:, :inputs]
         self._padded = None if h[-1].shape[1] == n else (h[-1][:, :n], d[-1][:, :n])
