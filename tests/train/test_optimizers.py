@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from feedfwd.errors import ConfigError
 from feedfwd.train import optimizers
-from feedfwd.train.optimizers import OPTIMIZERS, build_optimizer, hidden_matrices
+from feedfwd.train.optimizers import OPTIMIZERS, build_optimizer, hidden_matrices, orthogonalized
 
 
 class Gated(nn.Module):
@@ -93,6 +93,7 @@ def test_muon_leaves_embeddings_and_a_tied_output_to_adamw() -> None:
 @pytest.mark.parametrize("native", [True, False])
 def test_muon_is_torchs_on_the_parts_of_a_packed_parameter(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optimizers, "lacks_bf16", lambda kind: "" if native else "no bf16 products")
+    monkeypatch.setattr(optimizers, "QUINTICS", 5 * [(3.4445, -4.7750, 2.0315)])  # torch's
     model = network()
     ours = build_optimizer(model, "muon", lr=0.1, weight_decay=0.2)
     packed = model[1].gate_up
@@ -113,6 +114,21 @@ def test_muon_is_torchs_on_the_parts_of_a_packed_parameter(native: bool, monkeyp
         for part, was in zip(packed.chunk(2), before.chunk(2), strict=True):
             size = (part - was * (1 - 0.1 * 0.2)).square().mean().sqrt() / 0.1
             assert 0.1 < size < 0.3, "an update has AdamW's size"
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (64, 24), (24, 64)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_muons_directions_have_singular_values_near_one(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    stack = torch.randn(5, *shape)
+    stack[0] = torch.outer(torch.ones(shape[0]), torch.ones(shape[1]))  # one singular value: the largest there can be
+    found = orthogonalized(stack.to(dtype)).float()
+    for one, matrix in zip(found, stack, strict=True):
+        u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+        keep = s / matrix.norm() > 0.003
+        values = torch.einsum("ri,rc,ic->i", u, one, v)[keep]
+        assert ((values > 0.75) & (values < 1.25)).all()
+        torch.testing.assert_close(orthogonalized(matrix.to(dtype)).float(), one, rtol=0, atol=2e-2)
 
 
 def test_muon_follows_rates_set_outside() -> None:
