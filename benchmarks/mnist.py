@@ -89,6 +89,9 @@ def feedfwd_epoch(data: Path, seed: int) -> dict:
         "schedule.name": "constant",
         "train.precision": "fp32",
         "train.ema": 0.0,
+        "data.shift": 0,
+        "loss.label_smoothing": 0.0,
+        "ffn.init": "auto",
     }
     flags = [word for key, value in sets.items() for word in ("--set", f"{key}={value}")]
     found = ours(data, "--effort", "quick", "--seed", str(seed), *flags)
