@@ -61,6 +61,7 @@ def quick(facts: Facts) -> dict[str, Any]:
         "schedule.name": "one_cycle",
         "train.batch_size": batch_for(facts.examples, 256),
         "train.epochs": epochs_for(facts.examples, shown=300_000, most=60),
+        "train.save_every": 10_000,  # fewer updates are sooner done again than saved
     }
     if facts.examples < FEW:
         return found | few(facts)
