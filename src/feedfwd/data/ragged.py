@@ -1,0 +1,110 @@
+"""Rows of different lengths, and batches of them with little padding, exact to the batch on resume."""
+
+# N examples, L places of the longest row of a batch
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from feedfwd.data.batches import Batch, derived_seed
+from feedfwd.errors import DataError
+
+PAD = -1  # fills rows; no id of anything
+ALIKE = 32  # batches among which rows change places so that those of one length meet
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Rows end to end: `values` of all rows, and each row's length (N,).
+
+    >>> rows = Ragged(torch.tensor([5, 6, 7]), torch.tensor([1, 2]))
+    >>> rows.padded(torch.tensor([1, 0]))
+    tensor([[ 6,  7],
+            [ 5, -1]])
+    """
+
+    values: Tensor
+    lengths: Tensor
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        yield from torch.split(self.values, self.lengths.tolist())
+
+    @property
+    def starts(self) -> Tensor:
+        return self.lengths.cumsum(0) - self.lengths
+
+    @classmethod
+    def concatenated(cls, parts: list["Ragged"]) -> "Ragged":
+        if not parts:
+            return cls(torch.zeros(0, dtype=torch.int32), torch.zeros(0, dtype=torch.int64))
+        return cls(torch.cat([part.values for part in parts]), torch.cat([part.lengths for part in parts]))
+
+    def padded(self, rows: Tensor) -> Tensor:  # (N,) -> (N, L)
+        """These rows side by side, filled up with `PAD`."""
+        lengths = self.lengths[rows]
+        places = torch.arange(int(lengths.max()) if len(rows) else 0)
+        index = self.starts[rows, None] + places
+        return self.values[index.clamp(max=max(0, len(self.values) - 1))].masked_fill(places >= lengths[:, None], PAD)
+
+    def select(self, rows: Tensor) -> "Ragged":
+        padded = self.padded(rows)
+        return Ragged(padded[padded != PAD], self.lengths[rows])
+
+
+class RaggedBatches(Iterator[Batch]):
+    """An endless stream of shuffled batches of padded rows (B, L), each example once an epoch.
+
+    The order of an epoch is drawn from (seed, epoch). With `alike`, rows of about one length share a batch: the
+    shuffled rows of `ALIKE` batches are sorted by length, and the batches are shuffled again.
+
+    >>> stream = RaggedBatches(Ragged(torch.arange(6), torch.tensor([1, 2, 3])), torch.arange(3), batch_size=2)
+    >>> [len(next(stream).targets) for _ in range(3)], stream.state_dict()
+    ([2, 1, 2], {'seed': 0, 'epoch': 1, 'position': 1})
+    """
+
+    def __init__(self, rows: Ragged, targets: Tensor, batch_size: int, *, seed: int = 0, alike: bool = False) -> None:
+        if len(rows) != len(targets):
+            raise DataError(f"{len(rows)} rows but {len(targets)} targets", hint="each example needs one of both")
+        if not len(rows):
+            raise DataError("no examples to make batches of", hint="check the data source and the split")
+        self.rows, self.targets, self.batch_size, self.alike = rows, targets, min(batch_size, len(rows)), alike
+        self.batches_per_epoch = -(-len(rows) // self.batch_size)
+        self.seed, self.epoch, self.position = seed, 0, 0
+        self._order: list[Tensor] | None = None
+
+    def __next__(self) -> Batch:
+        if self.position == self.batches_per_epoch:
+            self.epoch, self.position, self._order = self.epoch + 1, 0, None
+        if self._order is None:
+            self._order = self._batches()
+        chosen = self._order[self.position]
+        self.position += 1
+        return Batch(self.rows.padded(chosen), self.targets[chosen])
+
+    def _batches(self) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch))
+        order = torch.randperm(len(self.rows), generator=generator)
+        if not self.alike:
+            return list(torch.split(order, self.batch_size))
+        sorted_ = [
+            part[self.rows.lengths[part].argsort(stable=True)] for part in torch.split(order, self.batch_size * ALIKE)
+        ]
+        batches = [batch for part in sorted_ for batch in torch.split(part, self.batch_size)]
+        return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"seed": self.seed, "epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        if not 0 <= state["position"] <= self.batches_per_epoch:
+            raise DataError(
+                f"position {state['position']} in an epoch of {self.batches_per_epoch} batches",
+                hint="resume with the data and train.batch_size that the run began with",
+            )
+        self.seed, self.epoch, self.position = state["seed"], state["epoch"], state["position"]
+        self._order = None
