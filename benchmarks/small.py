@@ -3,9 +3,9 @@
     python benchmarks/small.py [--rounds 9] [--both] [--widths 32 64 128 256] [--batches 16 64 256]
 
 Each network has 64 or 784 inputs, two hidden layers with ReLU and 10 outputs, in fp32. A round does as many updates on
-each side as take about .1 s: a batch drawn at random from 20,000 examples, loss, gradients, Adam, and a look at whether the
-loss is finite. Torch's Adam runs as it comes (foreach) and fused; the ratio is to the faster. `--both` adds the column of
-a machine without AVX-512 and bf16 products.
+each side as take about .1 s: a batch drawn at random from 20,000 examples, loss, gradients, Adam, and a look at whether
+the loss is finite. Torch's Adam runs as it comes (foreach) and fused; the ratio is to the faster. `--both` adds the
+column of a machine without AVX-512 and bf16 products.
 """
 
 import argparse

@@ -30,7 +30,7 @@ from feedfwd.train.progress import Meter
 from feedfwd.train.resume import flatten_state, generator_states, restore_generators, restore_state
 from feedfwd.train.schedules import build_schedule
 
-LOGGED = 200  # about so many steps of a run are logged
+LOGGED = 100  # about so many steps of a run are logged
 
 
 def fit_config(
