@@ -1,8 +1,8 @@
 """The settings of `feedfwd pretrain`: text, tokenizer, Transformer, and how it is trained."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from feedfwd.config import (
     Count,
@@ -10,6 +10,7 @@ from feedfwd.config import (
     NonNegative,
     OptimizerConfig,
     Positive,
+    Real,
     Recipe,
     ScheduleConfig,
     Settings,
@@ -30,6 +31,26 @@ class TextConfig(Settings):
     separate: bool = Field(False, description="no token sees another document of its row")
 
 
+class RopeScaling(Settings):
+    """Rotary positions stretched to rows longer than those trained on; `feedfwd.models.positions` has the formulas."""
+
+    kind: Literal["none", "linear", "yarn", "llama3"] = "none"
+    factor: Annotated[Real, Field(ge=1)] = Field(1.0, description="how many times longer")
+    original: Count | None = Field(None, description="yarn, llama3: tokens of the rows trained on")
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.kind == "none" and (self.factor != 1 or self.original is not None):
+            raise ValueError("say which: model.rope_scaling.kind=linear, yarn or llama3")
+        if self.kind in ("yarn", "llama3") and self.original is None:
+            raise ValueError(f"{self.kind} needs model.rope_scaling.original, the tokens of the rows trained on")
+        return self
+
+    def given(self) -> dict[str, Any] | None:
+        """As the model takes it."""
+        return None if self.kind == "none" else self.model_dump(exclude_none=True)
+
+
 class TransformerConfig(Settings):
     """What `size` sets, and what it leaves; the names are those of `feedfwd.models.transformer.Transformer`."""
 
@@ -42,6 +63,7 @@ class TransformerConfig(Settings):
     norm_place: Literal["pre", "post"] = "pre"
     positions: Literal["rope", "learned", "none"] = "rope"
     rope_base: Positive = 10_000.0
+    rope_scaling: RopeScaling = RopeScaling()
     bias: Literal["none", "qkv", "all"] = "none"
     qk_norm: bool = False
     window: Count | None = Field(None, description="tokens that attention looks back; not given: the whole row")
@@ -49,6 +71,10 @@ class TransformerConfig(Settings):
     dropout: Share = 0.0
     recompute: bool = Field(False, description="less memory for more time: blocks run again in the backward pass")
     base_width: Count = Field(128, description="ffn.init=mup: width whose best learning rate serves every width")
+
+    def given(self) -> dict[str, Any]:
+        """As the model takes it."""
+        return self.model_dump() | {"rope_scaling": self.rope_scaling.given()}
 
 
 class WideFFN(FFNSpec):

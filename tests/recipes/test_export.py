@@ -53,8 +53,11 @@ def trained(*settings: str) -> None:
         ["data.tokenizer=bpe", "data.vocabulary=300"],
         ["data.tokenizer=chars", "model.qk_norm=true", "model.kv_heads=2", "model.tied=false"],
         ["data.tokenizer=bytes", "model.bias=qkv", "model.window=9"],
+        ["model.rope_scaling.kind=linear", "model.rope_scaling.factor=2"],
+        ["model.rope_scaling.kind=yarn", "model.rope_scaling.factor=4", "model.rope_scaling.original=16"],
+        ["model.rope_scaling.kind=llama3", "model.rope_scaling.factor=4", "model.rope_scaling.original=16"],
     ],
-    ids=lambda s: s[0],
+    ids=lambda s: s[0].replace("=", " "),
 )
 def test_transformers_loads_it_with_the_same_logits(settings: list[str]) -> None:
     transformers = pytest.importorskip("transformers")

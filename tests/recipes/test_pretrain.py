@@ -197,6 +197,14 @@ def test_the_commands_work_together(capsys: pytest.CaptureFixture[str]) -> None:
     assert "perplexity" in capsys.readouterr().out
 
 
+def test_a_dry_run_tells_time_and_memory_and_leaves_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    before = {p for p in Path.cwd().rglob("*") if "cache" not in p.parts}
+    assert call("pretrain", "text.txt", "--dry-run", *SETS) == 0
+    said = capsys.readouterr().out
+    assert "MB of memory" in said and "an update" in said and "[model]" in said
+    assert {p for p in Path.cwd().rglob("*") if "cache" not in p.parts} == before
+
+
 def pretrain(*argv: str) -> Callable[[], list[str]]:
     return lambda: ["pretrain", "text.txt", *SETS, *argv]
 

@@ -18,6 +18,7 @@ from feedfwd.evaluate.text import text_scores
 from feedfwd.recipes import environment, state
 from feedfwd.recipes.console import Listener, Silent
 from feedfwd.recipes.interrupt import Interrupted, graceful
+from feedfwd.recipes.memory import memory
 from feedfwd.recipes.samples import judge, sample
 from feedfwd.recipes.say_text import command, cost, headline, overview, summary
 from feedfwd.recipes.text import EVALUATIONS, PreparedText, planned, prepare_text, too_short, tried
@@ -73,7 +74,7 @@ def dry_run(config: PretrainConfig, listener: Listener) -> PreparedText:
     with torch.random.fork_rng():
         prepared = prepare_text(config, listener)
         per_step = tried(prepared)
-    for line in [*overview(prepared), *cost(prepared, per_step)]:
+    for line in [*overview(prepared), *cost(prepared, per_step, memory(prepared))]:
         listener.say(line)
     listener.say("\n" + prepared.frozen().to_toml().rstrip())
     return prepared

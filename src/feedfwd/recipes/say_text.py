@@ -32,15 +32,16 @@ def overview(p: PreparedText) -> list[str]:
     ]
 
 
-def cost(p: PreparedText, per_step: float) -> list[str]:
-    """What training would take, from a short trial."""
+def cost(p: PreparedText, per_step: float, memory: int) -> list[str]:
+    """What training would take, from a short trial; `memory` in bytes, beside torch itself."""
     minutes = p.config.minutes
     steps = p.steps if minutes is None else int(60 * minutes / per_step)
     seconds = per_step * steps if minutes is None else 60 * minutes
     flops = p.flops_per_token * p.tokens_per_update * steps
     return [
         f"about {duration(seconds)} of training ({number(1000 * per_step)} ms an update, "
-        f"{p.tokens_per_update / per_step:,.0f} tokens/s), {count(flops)} FLOPs in all"
+        f"{p.tokens_per_update / per_step:,.0f} tokens/s), {count(flops)} FLOPs in all, "
+        f"{memory / 1e6:,.0f} MB of memory beside torch itself"
     ]
 
 

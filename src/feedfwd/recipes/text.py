@@ -161,7 +161,7 @@ def build_transformer(config: PretrainConfig, tokenizer: TextTokenizer) -> Trans
     try:
         return Transformer(
             tokenizer.vocabulary,
-            **config.model.model_dump(),
+            **config.model.given(),
             hidden=config.ffn.hidden,
             ffn=config.ffn.spec(),
             context=config.data.row,

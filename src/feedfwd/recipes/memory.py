@@ -1,0 +1,54 @@
+"""How much memory a training will take, before it does."""
+
+import torch
+from torch import Tensor
+
+from feedfwd.recipes.text import PreparedText
+from feedfwd.train.cross_entropy import LOGITS
+
+MOMENTS = {"sgd": 0, "momentum": 1, "nesterov": 1, "rmsprop": 1, "adagrad": 1}  # of a parameter; others keep two
+
+
+def memory(p: PreparedText) -> int:
+    """Bytes that training holds at once, about, without what torch takes for itself.
+
+    Weights, gradients, the optimizer's moments and the average of the weights; what the backward pass of one batch
+    needs of the forward pass, as a forward pass shows, and as much as a block's for what passes through; and the output
+    layer's chunk of logits with its gradients.
+    """
+    c, model = p.config, p.model
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    moments = MOMENTS.get(c.optimizer.name, 2) * weights
+    if c.optimizer.name == "muon":  # one moment for a matrix
+        moments -= sum(parameter.nbytes for parameter in model.blocks.parameters() if parameter.ndim > 1)
+    size = 2 if p.precision.name == "bf16" else 4
+    tokens = c.data.row * c.train.batch_size
+    logits = min(LOGITS, tokens * model.vocabulary) * size
+    head = logits + tokens * model.width * size + 4 * model.head_weight.numel()
+    every = kept(p, recompute=False)
+    block = every // len(model.blocks)
+    passing = kept(p, recompute=True) + 2 * block if model.recompute else every + block
+    return (2 + bool(c.train.ema)) * weights + moments + passing + head
+
+
+def kept(p: PreparedText, *, recompute: bool) -> int:
+    """Bytes that a batch's forward pass keeps for its backward pass, beside the weights."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in p.model.parameters()}
+    found: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            found[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()  # itself, an output would hold its own graph for ever
+
+    inputs = next(p.batches()).inputs
+    before = p.model.training, p.model.recompute
+    p.model.train()
+    p.model.recompute = recompute
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), p.precision.autocast():
+        hidden = p.model.hidden(inputs)
+    del hidden
+    p.model.train(before[0])
+    p.model.recompute = before[1]
+    return sum(found.values())
