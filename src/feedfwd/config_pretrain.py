@@ -108,7 +108,9 @@ class PretrainConfig(Recipe):
     """
 
     sources: Annotated[list[str], Field(min_length=1)] = Field(["stdlib"], description="where the text comes from")
-    size: str | None = Field(None, description="nano, tiny, small, medium, base, large, xl; not given: by effort")
+    size: str | None = Field(
+        None, description="pico, nano, tiny, small, medium, base, large, xl; not given: by effort, or minutes"
+    )
     data: TextConfig = TextConfig()
     model: TransformerConfig = TransformerConfig()
     ffn: WideFFN = WideFFN()

@@ -35,7 +35,7 @@ from feedfwd.train.rate import matrix_rate
 from feedfwd.train.schedules import build_schedule
 
 LOGGED = 200  # about so many steps of a run are logged
-ESTIMATE = 1 << 16  # held-out tokens that an evaluation on the way looks at
+ESTIMATE = 1 << 15  # held-out tokens that an evaluation on the way looks at
 UNTIMED = 9  # first updates, which allocate, compile and fill caches
 
 

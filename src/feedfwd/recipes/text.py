@@ -2,6 +2,7 @@
 
 import copy
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from feedfwd.data.tokenizer import TextTokenizer, make_tokenizer
 from feedfwd.data.tokens import Tokens, tokenize
 from feedfwd.errors import ConfigError, DataError, RunError
 from feedfwd.ffn.spec import is_gated
-from feedfwd.models.sizes import fitting, size
+from feedfwd.models.sizes import SIZES, fitting, size
 from feedfwd.models.transformer import Transformer
 from feedfwd.recipes.console import Listener
 from feedfwd.recipes.prepare import usable_device
@@ -30,6 +31,10 @@ EVALUATIONS = 10
 EPOCHS = 10  # that an effort goes over the text at most; more teach little (Muennighoff et al. 2023, arXiv 2305.16264)
 LONG = 20_000_000  # bytes of text from which tokenising shows how far it is
 PER_PARAMETER = 20  # training tokens that a parameter wants; Hoffmann et al. 2022, arXiv 2203.15556
+ENOUGH = 3  # tokens a parameter from which, in equal time, the larger of two sizes does better
+HASTY = 1_000_000  # tokens up to which more and smaller updates of shorter rows are better
+OFTEN = 5  # epochs from which dropout pays
+RESERVE = 0.1  # of the minutes given, for evaluations and samples
 WARMUP, TIMED, LONGEST = 2, 10, 10.0  # updates of a trial, and seconds that it may take
 
 
@@ -112,7 +117,8 @@ def masking(config: PretrainConfig, tokenizer: TextTokenizer) -> MaskTokens | No
 
 def prepare_text(config: PretrainConfig, listener: Listener, *, tokenizer: TextTokenizer | None = None) -> PreparedText:
     """Read, split, tokenise, build. With `tokenizer` the settings are those of a run, and carry their preset."""
-    sized = {} if tokenizer is not None else shape(config)  # a word that isn't known is no reason to read a corpus
+    if tokenizer is None:
+        shape(config)  # a word that isn't known is no reason to read a corpus
     d = config.data
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
@@ -124,25 +130,31 @@ def prepare_text(config: PretrainConfig, listener: Listener, *, tokenizer: TextT
             d.tokenizer, corpus, vocabulary=d.vocabulary, mask=config.train.objective == "masked"
         )
     parts = {part: _tokens(corpus, tokenizer, part, listener) for part in ("train", "validation")}
-    if not resolved:
-        config = config.over(sized | preset(config, sum(map(len, parts["train"])), {**sized, **_flat(config)}))
-    torch.manual_seed(config.seed)
-    model = build_transformer(config, tokenizer).to(device)
-    rows = config.data.row * config.train.batch_size
     notes = [*corpus.notes, *tokenizer.notes]
     if unknown := sum(tokens.counts.unknown for tokens in parts["validation"]):
         notes.append(f"{unknown:,} held-out tokens are unknown to the tokenizer, which flatters the bits per byte")
-    return PreparedText(
-        config=config,
-        corpus=corpus,
-        tokenizer=tokenizer,
-        train=parts["train"],
-        held_out=parts["validation"],
-        model=model,
-        precision=choose(config.train.precision, device, products(model, rows)),
-        device=device,
-        notes=notes,
-    )
+
+    def built(config: PretrainConfig) -> PreparedText:
+        torch.manual_seed(config.seed)
+        model = build_transformer(config, tokenizer).to(device)
+        rows = config.data.row * config.train.batch_size
+        precision = choose(config.train.precision, device, products(model, rows))
+        return PreparedText(
+            config, corpus, tokenizer, parts["train"], parts["validation"], model, precision, device, notes
+        )
+
+    if resolved:
+        return built(config)
+
+    def settled(config: PretrainConfig, seen: float | None = None) -> PretrainConfig:
+        sized = shape(config)
+        tokens = sum(map(len, parts["train"]))
+        return config.over(sized | preset(config, tokens, {**sized, **_flat(config)}, seen))
+
+    if config.minutes is None:
+        return built(settled(config))
+    name, seen = suited(config, lambda config: built(settled(config)))
+    return built(settled(config.over({"size": name}), seen))
 
 
 def _tokens(corpus: Corpus, tokenizer: TextTokenizer, part: Part, listener: Listener) -> list[Tokens]:
@@ -185,7 +197,7 @@ UPDATES_OF = {"quick": 500, "standard": 2000, "best": 8000}
 PRESET = (  # the settings that effort and size may set
     *("model.width", "model.depth", "model.heads", "ffn.kind", "ffn.activation", "ffn.hidden", "train.steps"),
     *("optimizer.name", "optimizer.lr", "optimizer.weight_decay", "optimizer.beta2", "train.clip"),
-    *("schedule.name", "schedule.warmup", "schedule.decay"),
+    *("schedule.name", "schedule.warmup", "schedule.decay", "data.row", "train.batch_size", "model.dropout"),
 )
 
 
@@ -213,13 +225,13 @@ def shape(config: PretrainConfig) -> dict[str, Any]:
     }
 
 
-def preset(config: PretrainConfig, tokens: int, form: dict[str, Any]) -> dict[str, Any]:
-    """Settings by dotted key for training on so many tokens a network of this form."""
+def preset(config: PretrainConfig, tokens: int, form: dict[str, Any], seen: float | None = None) -> dict[str, Any]:
+    """Settings by dotted key for training on so many tokens a network of this form, which will see `seen` of them."""
     row, rows = config.data.row, config.train.batch_size * config.train.accumulate
     width = config.model.base_width if config.ffn.init == "mup" else form["model.width"]
-    found = {
+    found: dict[str, Any] = {
         "optimizer.name": "muon",
-        "optimizer.lr": 0.004 * min(1.0, (256 / width) ** 0.5),
+        "optimizer.lr": 0.006 * min(1.0, (128 / width) ** 0.5),
         "optimizer.weight_decay": 0.1,
         "optimizer.beta2": 0.95,
         "schedule.name": "warmup_stable_decay",
@@ -228,7 +240,36 @@ def preset(config: PretrainConfig, tokens: int, form: dict[str, Any]) -> dict[st
         "train.clip": 1.0,
     }
     if config.minutes is None:
-        found["train.steps"] = max(1, min(UPDATES_OF[config.effort], round(EPOCHS * tokens / (row * rows))))
+        steps = max(1, min(UPDATES_OF[config.effort], round(EPOCHS * tokens / (row * rows))))
+        found["train.steps"] = steps
+        seen = (config.train.steps or steps) * row * rows
+    elif seen is not None and seen < HASTY:
+        found |= {"data.row": 64, "train.batch_size": 16, "optimizer.lr": 2 * found["optimizer.lr"]}
+    if seen is not None and seen > OFTEN * tokens:
+        found["model.dropout"] = 0.1
+    return found
+
+
+def suited(config: PretrainConfig, build: Callable[[PretrainConfig], PreparedText]) -> tuple[str | None, float]:
+    """The largest size that sees enough tokens in the minutes given, and about how many, by trying on this machine.
+
+    Sizes are tried from the smallest on; one that could not do it at twice the FLOPs a second of the one before isn't.
+    A size, width or depth of the user's is tried alone.
+    """
+    assert config.minutes is not None
+    seconds = 60 * config.minutes * (1 - RESERVE)
+    own = config.size is not None or {"model.width", "model.depth"} & _flat(config).keys()
+    found: tuple[str | None, float] = config.size, 0.0
+    flops = 0
+    for name in [config.size] if own else SIZES:
+        p = build(config if own else config.over({"size": name}))
+        enough = ENOUGH * p.model.parameter_count if found[1] else 0.0
+        if 2 * flops / p.flops_per_token * found[1] < enough:
+            break
+        seen = seconds / tried(p) * p.tokens_per_update
+        if seen < enough:
+            break
+        found, flops = (name, seen), p.flops_per_token
     return found
 
 
@@ -261,7 +302,7 @@ def planned(p: PreparedText, listener: Listener) -> PreparedText:
     minutes = p.config.minutes
     if minutes is None:
         return p
-    steps = plan_steps(60 * minutes, per_step=tried(p), reserve=0.1)
+    steps = plan_steps(60 * minutes, per_step=tried(p), reserve=RESERVE)
     listener.say(f"{steps:,} updates fit into {minutes:g} minutes")
     return replace(p, config=p.config.with_("minutes", None).with_("train.steps", steps))
 
