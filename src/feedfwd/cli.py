@@ -110,6 +110,63 @@ def fit(
 
 
 @app.command()
+def finetune(
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="DATA",
+            help="Labelled texts: .csv, .tsv, .jsonl, .parquet, or .txt of text@label.",
+            show_default=False,
+        ),
+    ] = None,
+    test: Annotated[str | None, typer.Option(metavar="FILE", help="A test part of its own.")] = None,
+    text: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of the texts.  [default: guessed]")] = None,
+    target: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column of the labels.  [default: guessed]")
+    ] = None,
+    task: Annotated[str | None, typer.Option(metavar="classify", help="What to learn.  [default: classify]")] = None,
+    run: RunDir = None,
+    effort: Effort = None,
+    minutes: Minutes = None,
+    seed: Seed = None,
+    set_: SetOptions = None,
+    config: ConfigFile = None,
+    dry_run: DryRun = False,
+    resume: ResumeRun = None,
+) -> None:
+    """Train a classifier of texts, from scratch: which label does a text have?"""
+    from feedfwd.config import parse
+    from feedfwd.config_finetune import FinetuneConfig
+    from feedfwd.errors import ConfigError
+    from feedfwd.recipes import finetune as recipe
+    from feedfwd.recipes.console import Terminal
+
+    flags = {
+        "source": data,
+        "test": test,
+        "text": text,
+        "target": target,
+        "task": task,
+        "effort": effort,
+        "minutes": minutes,
+        "seed": seed,
+    }
+    with Terminal() as terminal:
+        if resume is not None:
+            refuse_beside_resume(flags, set_=set_, run=run, config=config)
+            recipe.resume(resume, terminal, started=STARTED)
+            return
+        settings = layered(FinetuneConfig, config, set_, flags)
+        if "source" not in settings:
+            raise ConfigError("no DATA to train on", hint="try: feedfwd finetune train.csv")
+        chosen = parse(FinetuneConfig, settings)
+        if dry_run:
+            recipe.dry_run(chosen, terminal)
+        else:
+            recipe.finetune_config(chosen, run, terminal, started=STARTED)
+
+
+@app.command()
 def pretrain(
     sources: Annotated[
         list[str] | None,
@@ -229,7 +286,14 @@ def evaluate(
 @app.command()
 def predict(
     run: RunPath,
-    data: Annotated[str, typer.Argument(metavar="DATA", help="An .npz or .npy file, an image, or a folder of images.")],
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA",
+            help="An .npz or .npy file, an image, a folder of images; for a run of "
+            "`finetune` a file of texts, or a text.",
+        ),
+    ],
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write .csv or .jsonl here.  [default: the screen]")
     ] = None,

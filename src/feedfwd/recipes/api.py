@@ -46,10 +46,16 @@ def load(run: str | Path) -> Any:
     """What a finished run trained, with its `.model`, a plain nn.Module, and its `.result`.
 
     Of `fit` a `Predictor`: `.predict(x)`, `.predict_proba(x)`. Of `pretrain` a `Writer`: `.write(prompt)`,
-    `.complete(prompts)`, and `.model(ids)` gives logits.
+    `.complete(prompts)`, and `.model(ids)` gives logits. Of `finetune` a `TextClassifier`: `.predict(texts)`,
+    `.predict_proba(texts)`.
     """
     path = Path(run)
-    if verb_of(path) == "pretrain":
+    verb = verb_of(path)
+    if verb == "finetune":
+        from feedfwd.recipes.classifier import TextClassifier
+
+        return TextClassifier.load(path)
+    if verb == "pretrain":
         from feedfwd.recipes.writer import Writer
 
         return Writer.load(path)

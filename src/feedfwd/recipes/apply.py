@@ -12,6 +12,7 @@ from feedfwd.data.readers import load, load_inputs
 from feedfwd.errors import ConfigError
 from feedfwd.evaluate.evaluate import details
 from feedfwd.recipes.console import Listener
+from feedfwd.recipes.labelled import evaluate_labelled, predict_labelled
 from feedfwd.recipes.predictor import Predictor
 from feedfwd.recipes.prepare import parts
 from feedfwd.recipes.verbs import verb_of
@@ -28,6 +29,8 @@ def evaluate_run(
     """
     if verb_of(path) == "pretrain":
         return evaluate_text(path, source, listener)
+    if verb_of(path) == "finetune":
+        return evaluate_labelled(path, source, listener)
     predictor = Predictor.load(path)
     if source is None:
         config = parse(FitConfig, Run.open(path).settings())
@@ -52,6 +55,9 @@ def predict_run(path: Path, source: str, out: Path | None, listener: Listener, *
     """Answers for inputs without labels, as CSV or JSON lines; to the screen where no file is named."""
     if out is not None and out.suffix not in (".csv", ".jsonl"):
         raise ConfigError(f"--out {out} is of no known form", hint="name a .csv or .jsonl file")
+    if verb_of(path) == "finetune":
+        write_rows(predict_labelled(path, source), out, listener)
+        return
     predictor = Predictor.load(path)
     inputs, files = load_inputs(source, data_dir=data_dir)
     answers = predictor.answers(predictor.transform(inputs, source))
@@ -66,6 +72,11 @@ def predict_run(path: Path, source: str, out: Path | None, listener: Listener, *
             best = int(answer.argmax())
             row |= {"prediction": predictor.classes[best], "probability": round(float(answer[best]), 6)}
         rows.append(row)
+    write_rows(rows, out, listener)
+
+
+def write_rows(rows: list[dict[str, Any]], out: Path | None, listener: Listener) -> None:
+    """Answers as CSV or JSON lines, to the screen where no file is named."""
     text = _jsonl(rows) if out is not None and out.suffix == ".jsonl" else _csv(rows)
     if out is None:
         listener.say(text.rstrip("\n"))

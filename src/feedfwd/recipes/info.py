@@ -9,6 +9,7 @@ from rich.table import Table
 
 from feedfwd.checkpoint import Run, list_runs
 from feedfwd.config import FitConfig, overrides, parse
+from feedfwd.config_finetune import FinetuneConfig
 from feedfwd.config_pretrain import PretrainConfig
 from feedfwd.errors import ConfigError, FeedfwdError
 from feedfwd.recipes.console import Terminal
@@ -37,7 +38,7 @@ def info(
 
 
 def show_settings(terminal: Terminal) -> None:
-    for verb, kind in (("fit", FitConfig), ("pretrain", PretrainConfig)):
+    for verb, kind in (("fit", FitConfig), ("finetune", FinetuneConfig), ("pretrain", PretrainConfig)):
         terminal.say(f"# feedfwd {verb}")
         for name, default, meaning in _rows(kind):
             terminal.say(f"{name}={default}" + (f"  # {meaning}" if meaning else ""))
@@ -56,7 +57,8 @@ def _rows(kind: type[BaseModel], prefix: str = "") -> list[tuple[str, Any, str]]
 
 def show_run(run: Run, terminal: Terminal) -> None:
     verb = str(run.about().get("verb"))
-    for line in _about_text(run) if verb == "pretrain" else _about_fit(run):
+    about = {"pretrain": _about_text, "finetune": _about_labelled}.get(verb, _about_fit)
+    for line in about(run):
         terminal.say(line)
     if not run.finished:
         step = run.saved_step()
@@ -79,6 +81,15 @@ def _about_fit(run: Run) -> list[str]:
     return [
         f"{run.path}: feedfwd fit {config.source}, seed {config.seed}",
         f"hidden {hidden}, {config.ffn.activation}; {config.optimizer.name}, {rate}",
+    ]
+
+
+def _about_labelled(run: Run) -> list[str]:
+    config = parse(FinetuneConfig, run.settings())
+    b, o = config.bag, config.optimizer
+    return [
+        f"{run.path}: feedfwd finetune {config.source}, seed {config.seed}",
+        f"bag of n-grams, {b.buckets:,} buckets, {b.width} wide; rate {o.lr:.3g}",
     ]
 
 

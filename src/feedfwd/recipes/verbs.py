@@ -5,11 +5,15 @@ from pathlib import Path
 from feedfwd.checkpoint import Run
 from feedfwd.errors import RunError
 
-USE = {"fit": "`feedfwd predict` and `feedfwd evaluate`", "pretrain": "`feedfwd generate` and `feedfwd evaluate`"}
+USE = {
+    "fit": "`feedfwd predict` and `feedfwd evaluate`",
+    "finetune": "`feedfwd predict` and `feedfwd evaluate`",
+    "pretrain": "`feedfwd generate` and `feedfwd evaluate`",
+}
 
 
 def verb_of(path: Path) -> str:
-    """`fit` or `pretrain`; a run that is none says so by RunError."""
+    """`fit`, `finetune` or `pretrain`; a run that is none says so by RunError."""
     return str(Run.open(path).about().get("verb"))
 
 

@@ -1,0 +1,304 @@
+"""`feedfwd finetune`: the policy around the loop: what to log, when to evaluate and save, and what is left behind."""
+
+import copy
+import shlex
+import time
+from contextlib import nullcontext
+from dataclasses import replace
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from feedfwd.checkpoint import FORMAT, Run, write_json
+from feedfwd.config import parse
+from feedfwd.config_finetune import EFFORTS, FinetuneConfig
+from feedfwd.errors import RunError
+from feedfwd.evaluate.evaluate import details
+from feedfwd.evaluate.metrics import classification_scores
+from feedfwd.recipes import environment, state
+from feedfwd.recipes.classifier import TextClassifier
+from feedfwd.recipes.console import Listener, Silent
+from feedfwd.recipes.interrupt import Interrupted, graceful
+from feedfwd.recipes.say import said_sets, summary
+from feedfwd.recipes.texts import PreparedTexts, TextPart, prepare_texts
+from feedfwd.recipes.verbs import opened
+from feedfwd.report import write_report
+from feedfwd.report.words import duration, number
+from feedfwd.train.averaging import EMA
+from feedfwd.train.loop import Step, train
+from feedfwd.train.progress import Meter, plan_steps, typical
+from feedfwd.train.schedules import build_schedule
+
+LOGGED = 200  # about so many steps of a run are logged
+WARMUP, TIMED, LONGEST = 3, 30, 5.0  # updates of a trial, and the seconds it may take
+
+
+def finetune_config(
+    config: FinetuneConfig,
+    run_path: Path | None = None,
+    listener: Listener | None = None,
+    *,
+    started: float | None = None,
+) -> TextClassifier:
+    """Train by `config` into a new run directory; returns the trained classifier.
+
+    `started` is `time.perf_counter()` when the process began, so that `seconds.total` covers all of it.
+    """
+    started = time.perf_counter() if started is None else started
+    listener = listener or Silent()
+    with torch.random.fork_rng():
+        prepared = prepare_texts(config)
+        return _begin(prepared, Run.create(run_path, Path(config.source).stem), listener, started)
+
+
+def _begin(prepared: PreparedTexts, run: Run, listener: Listener, started: float) -> TextClassifier:
+    for line in overview(prepared):
+        listener.say(line)
+    run.write_settings("finetune", prepared.frozen().model_dump(exclude_none=True))
+    write_json(run.preprocess_file, {"classes": list(prepared.classifier.classes)})
+    if prepared.config.minutes is not None:
+        steps = plan_steps(60 * prepared.config.minutes, per_step=tried(prepared))
+        listener.say(f"{steps:,} updates fit into {prepared.config.minutes:g} minutes")
+        prepared = replace(prepared, config=prepared.config.with_("minutes", None).with_("train.steps", steps))
+        run.write_settings("finetune", prepared.frozen().model_dump(exclude_none=True))
+    return Finetuning(prepared, run, listener, started).train()
+
+
+def dry_run(config: FinetuneConfig, listener: Listener) -> PreparedTexts:
+    """Everything up to the first update, and what training would cost; nothing is written."""
+    with torch.random.fork_rng():
+        p = prepare_texts(config)
+        per_step = tried(p)
+    for line in overview(p):
+        listener.say(line)
+    text, label = p.train.texts[0], p.classifier.classes[int(p.train.data.targets[0])]
+    listener.say(f"an example: {text if len(text) <= 200 else text[:200] + '…'!r} → {label}")
+    seconds = per_step * p.steps if p.config.minutes is None else 60 * p.config.minutes
+    memory = 4 * 3 * p.model.parameter_count + 4 * sum(len(part.rows.values) for part in p.parts.values())
+    listener.say(
+        f"about {duration(seconds)} of training ({number(1000 * per_step)} ms an update), "
+        f"{memory / 1e6:,.0f} MB of memory beside torch itself"
+    )
+    listener.say("\n" + p.frozen().to_toml().rstrip())
+    return p
+
+
+def resume(path: Path, listener: Listener | None = None, *, started: float | None = None) -> TextClassifier:
+    """Continue an interrupted run: on the same machine, versions and threads the result is the same to the bit."""
+    started = time.perf_counter() if started is None else started
+    listener = listener or Silent()
+    run = opened(path, "finetune")
+    if run.finished:
+        what = f"{path} is finished; there is nothing to resume"
+        raise RunError(what, hint="start a new run with `feedfwd finetune`")
+    config = parse(FinetuneConfig, run.settings())
+    with torch.random.fork_rng():
+        prepared = prepare_texts(config, resolved=True)
+        if config.minutes is not None:  # stopped before it was planned
+            run.log_file.unlink(missing_ok=True)
+            return _begin(prepared, run, listener, started)
+        for line in overview(prepared):
+            listener.say(line)
+        training = Finetuning(prepared, run, listener, started)
+        training.restore()
+        return training.train()
+
+
+def tried(p: PreparedTexts) -> float:
+    """Seconds that an update takes here, from doing some on a copy of the network."""
+    model = copy.deepcopy(p.model)
+    times, last = [], time.perf_counter()
+    optimizer = p.optimizer(model)
+    for _ in train(
+        model, p.batches(), p.loss, optimizer, steps=WARMUP + TIMED, accumulate=p.config.train.accumulate,
+        precision=p.precision,
+    ):  # fmt: skip
+        now = time.perf_counter()
+        times.append(now - last)
+        last = now
+        if len(times) > WARMUP and sum(times) > LONGEST:
+            break
+    return typical(times, WARMUP)
+
+
+class Finetuning:
+    """One training: what `prepare_texts` made, and all that moves and has to be saved."""
+
+    def __init__(self, prepared: PreparedTexts, run: Run, listener: Listener, started: float) -> None:
+        self.p, self.run, self.listener, self.started = prepared, run, listener, started
+        c = prepared.config.train
+        self.steps = prepared.steps
+        self.batches = prepared.batches()
+        self.optimizer = prepared.optimizer(prepared.model)
+        self.schedule = build_schedule(total=self.steps, **prepared.config.schedule.model_dump())
+        self.ema = EMA(prepared.model, c.ema) if c.ema else None
+        self.step, self.seconds = 0, 0.0
+        self.evaluate_every = c.evaluate_every or max(1, round(prepared.updates_per_epoch))
+
+    def train(self) -> TextClassifier:
+        p, c = self.p, self.p.config
+        if self.step == 0:
+            sizes = {name: len(part) for name, part in p.parts.items()}
+            self.run.log({"event": "start", "time": time.time(), "source": c.source, "task": self._task(), **sizes})
+        self._began = time.perf_counter() - self.seconds
+        meter = Meter(self.steps)
+        log_every = max(1, self.steps // LOGGED)
+        with graceful() as stop:
+            for step in train(
+                p.model,
+                self.batches,
+                p.loss,
+                self.optimizer,
+                steps=self.steps,
+                schedule=self.schedule,
+                start=self.step,
+                accumulate=c.train.accumulate,
+                precision=p.precision,
+                ema=self.ema,
+            ):
+                self.step, last = step.n, step.n == self.steps
+                meter.update(step)
+                if step.n % log_every == 0 or last:
+                    self._log_step(step, meter)
+                with meter.paused():
+                    if p.validation is not None and (step.n % self.evaluate_every == 0 or last):
+                        self._validate(p.validation)
+                    if not last and (stop.number is not None or step.n % c.train.save_every == 0):
+                        self.save()
+                if stop.number is not None and not last:
+                    where = f"stopped at step {step.n} of {self.steps}"
+                    raise Interrupted(f"{where}; go on with: feedfwd finetune --resume {self.run.path}", stop.number)
+        self._tick()
+        return self._finish()
+
+    def _tick(self) -> None:
+        """Bring the training's wall clock up to now; it goes on where an interrupted run stopped."""
+        self.seconds = time.perf_counter() - self._began
+
+    def _validate(self, part: TextPart) -> None:
+        with self.ema.swapped() if self.ema is not None else nullcontext():
+            scores = self._scores(part)[1]
+        self._tick()
+        self.run.log({"event": "validation", "step": self.step, "scores": scores, "seconds": self.seconds})
+
+    def _scores(self, part: TextPart) -> tuple[np.ndarray, dict[str, float]]:
+        answers = self.p.classifier.answers(part.rows)
+        return answers, classification_scores(answers, part.data.targets)
+
+    def save(self) -> None:
+        """Everything that moves, at an update boundary."""
+        self._tick()
+        tensors, numbers = state.moving(self.p.model, self.optimizer, self.ema)
+        counters = {
+            "data": self.p.fingerprint,
+            "batches": self.batches.state_dict(),
+            "optimizer": numbers,
+            "seconds": self.seconds,
+        }
+        self.run.save_state(self.step, tensors, counters)
+
+    def restore(self) -> None:
+        """Go back to the newest saved state, or to the beginning where there is none."""
+        found = self.run.load_state()
+        if found is None:
+            self.listener.say(f"{self.run.path} has no saved state yet: starting it again from its settings")
+            return
+        tensors, counters = found
+        if counters["data"] != self.p.fingerprint:
+            raise RunError(
+                f"the training texts of {self.run.path} have changed since it began ({self.p.config.source})",
+                hint="restore them to resume, or start a new run on the new texts",
+            )
+        state.restore(tensors, counters["optimizer"], self.p.model, self.optimizer, self.ema)
+        self.batches.load_state_dict(counters["batches"])
+        self.step, self.seconds = counters["step"], counters["seconds"]
+        self.listener.say(f"resuming {self.run.path} at step {self.step} of {self.steps}")
+
+    def _task(self) -> str:
+        return "binary" if len(self.p.classifier.classes) == 2 else "multiclass"
+
+    def _log_step(self, step: Step, meter: Meter) -> None:
+        self._tick()
+        now = meter.read()
+        rate = now.examples_per_second if isfinite(now.examples_per_second) else None
+        event = {"event": "step", "step": step.n, "loss": float(step.loss), "lr": step.lr, "grad_norm": None}
+        self.run.log({**event, "examples_per_second": rate, "seconds": self.seconds})
+        self.listener.progress(step.n, self.steps, str(now))
+
+    def _finish(self) -> TextClassifier:
+        p = self.p
+        if self.ema is not None:
+            p.model.load_state_dict({k: v for k, v in self.ema.state_dict().items() if k != "updates"}, strict=False)
+        p.model.eval()
+        scores: dict[str, dict[str, float] | None] = {"validation": None}
+        if p.validation is not None:
+            scores["validation"] = self._scores(p.validation)[1]
+        answers, scores["test"] = self._scores(p.test)
+        rows = p.test.data.rows
+        indices = None if rows is None else rows.numpy()
+        shown = details(answers, p.test.data.targets, classes=p.classifier.classes, indices=indices)
+        self.run.save_model(p.model.state_dict())
+        result: dict[str, Any] = {
+            "format": FORMAT,
+            "task": self._task(),
+            "source": p.config.source,
+            **scores,
+            "sizes": {name: len(part) for name, part in p.parts.items()},
+            "seconds": {"train": self.seconds, "total": time.perf_counter() - self.started},
+            "steps": self.step,
+            "examples_per_second": self.step * p.examples_per_update / self.seconds,
+            "parameters": p.model.parameter_count,
+            "flops": p.model.flops,
+            "seed": p.config.seed,
+            "notes": p.notes,
+            "command": command(p.config),
+            "environment": environment.describe(p.device, p.precision),
+            "test_details": shown,
+        }
+        self.run.log({"event": "end", "step": self.step, "seconds": self.seconds})
+        write_json(self.run.result_file, result)
+        report = write_report(self.run.path)
+        result["seconds"]["total"] = time.perf_counter() - self.started
+        write_json(self.run.result_file, result)
+        self.run.drop_state()
+        for line in summary(result):
+            self.listener.say(line)
+        self.listener.say(f"report: {report}")
+        return TextClassifier(p.model, p.config, p.classifier.classes, self.run.path)
+
+
+def overview(p: PreparedTexts) -> list[str]:
+    """What was found, what will be trained and how: the first lines of a run, and of a dry run."""
+    c, b = p.config, p.config.bag
+    sizes = ", ".join(f"{len(part):,} {name}" for name, part in p.parts.items())
+    kinds = [f"runs of 1–{b.words} words"] * (b.words > 0) + [f"of {b.shortest}–{b.longest} characters"] * (
+        b.longest > 0
+    )
+    layers = "-".join(map(str, p.model.mlp.sizes))
+    length = f"{p.steps:,} updates" if c.minutes is None else f"as many updates as fit into {c.minutes:g} minutes"
+    mean = float(p.train.rows.lengths.float().mean())
+    return [
+        f"{c.source}: {len(p.classifier.classes):,} classes; {sizes}",
+        f"bag of {' and '.join(kinds)} ({mean:,.0f} a text) in {b.buckets:,} buckets; network {layers}, "
+        f"{c.ffn.activation}: {p.model.parameter_count:,} parameters",
+        f"adam by rows, rate {c.optimizer.lr:.3g}, {c.schedule.name}; {length} of {p.examples_per_update:,} texts",
+        f"{p.device}, {p.precision.name} ({p.precision.reason})",
+        *(f"note: {note}" for note in p.notes),
+    ]
+
+
+def command(config: FinetuneConfig) -> str:
+    """The command that repeats a run: every setting that differs from its default or that an effort sets, spelled out.
+
+    >>> command(FinetuneConfig(source="train.csv", test="test.csv"))
+    'feedfwd finetune train.csv --test test.csv --set train.epochs=6.0 --set bag.width=128'
+    """
+    words = ["feedfwd", "finetune", config.source]
+    for flag in ("test", "text", "target", "effort", "minutes", "seed"):
+        value = getattr(config, flag)
+        if value != type(config).model_fields[flag].default:
+            words += [f"--{flag}", str(value)]
+    return shlex.join(words + said_sets(config, {key for preset in EFFORTS.values() for key in preset}))
