@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -203,56 +202,3 @@ def test_a_dry_run_tells_time_and_memory_and_leaves_nothing(capsys: pytest.Captu
     said = capsys.readouterr().out
     assert "MB of memory" in said and "an update" in said and "[model]" in said
     assert {p for p in Path.cwd().rglob("*") if "cache" not in p.parts} == before
-
-
-def pretrain(*argv: str) -> Callable[[], list[str]]:
-    return lambda: ["pretrain", "text.txt", *SETS, *argv]
-
-
-def text(content: bytes, *argv: str) -> Callable[[], list[str]]:
-    def make() -> list[str]:
-        Path("other.txt").write_bytes(content)
-        return ["pretrain", "other.txt", *SETS, *argv]
-
-    return make
-
-
-def done(*argv: str, spoil: Callable[[], object] = lambda: None) -> Callable[[], list[str]]:
-    def make() -> list[str]:
-        pretrain_config(config("train.steps=1"), Path("done"))
-        spoil()
-        return list(argv)
-
-    return make
-
-
-BAD: list[tuple[str, Callable[[], list[str]], str]] = [
-    ("no such source", lambda: ["pretrain", "nowhere.txt"], "nowhere.txt"),
-    ("empty text", text(b""), "no text"),
-    ("binary", text(bytes(range(256)) * 20), "other.txt"),
-    ("shorter than a row", text(b"a few words", "--set", "data.row=64"), "data.row"),
-    ("vocabulary too large", pretrain("--set", "data.tokenizer=chars", "--set", "data.vocabulary=999"), "999"),
-    ("unknown tokenizer", pretrain("--set", "data.tokenizer=words"), "words"),
-    ("unknown size", pretrain("--size", "huge"), "huge"),
-    ("unknown setting", pretrain("--set", "model.widht=3"), "model.width"),
-    ("heads that don't divide", pretrain("--set", "model.heads=3"), "not divisible"),
-    ("unknown activation", pretrain("--set", "ffn.activation=rellu"), "rellu"),
-    ("two lengths", pretrain("--minutes", "1"), "train.steps"),
-    ("resume with settings", lambda: ["pretrain", "--resume", "x", "--size", "nano"], "--size"),
-    ("resume what is finished", done("pretrain", "--resume", "done"), "finished"),
-    ("resume as another verb", done("fit", "--resume", "done"), "feedfwd pretrain --resume"),
-    ("predict with it", done("predict", "done", "digits"), "feedfwd generate"),
-    ("no prompt", done("generate", "done"), "prompt"),
-    ("a top_p out of range", done("generate", "done", "a", "--top-p", "2"), "top_p"),
-    ("no tokenizer", done("generate", "done", "a", spoil=lambda: Path("done/tokenizer.json").unlink()), "tokenizer"),
-    ("no weights", done("generate", "done", "a", spoil=lambda: Path("done/model.safetensors").unlink()), "missing"),
-    ("a run of another model", lambda: ["generate", "nowhere", "a"], "no run at"),
-]
-
-
-@pytest.mark.parametrize(("make", "said"), [case[1:] for case in BAD], ids=[case[0] for case in BAD])
-def test_bad_input_is_one_line(make: Callable[[], list[str]], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = make()
-    assert call(*argv) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1 and said in error

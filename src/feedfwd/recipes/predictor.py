@@ -54,8 +54,7 @@ class Predictor:
         try:
             model.load_state_dict(run.load_model())
         except RuntimeError as error:
-            reason = " ".join(str(error).split())
-            raise RunError(f"{run.model_file} doesn't fit config.toml: {reason}", hint="was one replaced?") from None
+            raise run.misfit(error) from None
         return cls(model.eval(), preprocess, path)
 
     @property

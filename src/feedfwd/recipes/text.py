@@ -139,9 +139,11 @@ def prepare_text(config: PretrainConfig, listener: Listener, *, tokenizer: TextT
         model = build_transformer(config, tokenizer).to(device)
         rows = config.data.row * config.train.batch_size
         precision = choose(config.train.precision, device, products(model, rows))
-        return PreparedText(
+        prepared = PreparedText(
             config, corpus, tokenizer, parts["train"], parts["validation"], model, precision, device, notes
         )
+        prepared.batches()  # says what can't be trained on before a run is begun
+        return prepared
 
     if resolved:
         return built(config)

@@ -50,8 +50,7 @@ class Writer:
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
-            reason = " ".join(str(error).split())
-            raise RunError(f"{run.model_file} doesn't fit config.toml: {reason}", hint="was one replaced?") from None
+            raise run.misfit(error) from None
         return cls(model.eval(), tokenizer, config, path)
 
     @property
