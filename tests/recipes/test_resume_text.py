@@ -19,7 +19,7 @@ SETTINGS = [
     "data.tokenizer=bytes",
     "data.row=32",
     "train.batch_size=4",
-    "train.steps=400",
+    "train.steps=250",
     "train.evaluate_every=90",
     "train.save_every=7",
     "train.threads=1",
@@ -33,6 +33,7 @@ def run(folder: Path, *argv: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # starts eleven processes
 @pytest.mark.parametrize(
     "more",
     [
