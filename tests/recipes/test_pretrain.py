@@ -15,8 +15,10 @@ from feedfwd.cli import main
 from feedfwd.config import overrides, parse
 from feedfwd.config_pretrain import PretrainConfig
 from feedfwd.errors import RunError
+from feedfwd.recipes.console import Silent
 from feedfwd.recipes.interrupt import Interrupted
 from feedfwd.recipes.pretrain import pretrain_config, resume
+from feedfwd.recipes.text import prepare_text
 from feedfwd.recipes.writer import Writer
 
 TINY = [
@@ -202,3 +204,27 @@ def test_a_dry_run_tells_time_and_memory_and_leaves_nothing(capsys: pytest.Captu
     said = capsys.readouterr().out
     assert "MB of memory" in said and "an update" in said and "[model]" in said
     assert {p for p in Path.cwd().rglob("*") if "cache" not in p.parts} == before
+
+
+def test_blocks_that_run_again_change_no_bit() -> None:
+    pretrain_config(config(), Path("plain"))
+    pretrain_config(config("model.recompute=true"), Path("again"))
+    assert weights("plain") == weights("again")
+
+
+def test_what_is_kept_is_the_average_of_the_weights() -> None:
+    plain, averaged = (pretrain_config(config(f"train.ema={ema}"), Path(f"{ema}")) for ema in (0, 0.99))
+    assert weights("0") != weights("0.99")
+    assert averaged.result["validation"]["loss"] > plain.result["validation"]["loss"], "it lags behind at first"
+    assert torch.equal(ff.load("0.99").model.head_weight, averaged.model.head_weight)
+
+
+def test_sources_are_drawn_by_their_weights() -> None:
+    Path("rare.txt").write_text("another text, and a long one: " * 400)
+    settings = {**config("data.weights=[3,1]").said(), "sources": ["text.txt", "rare.txt"]}
+    prepared = prepare_text(parse(PretrainConfig, settings), Silent())
+    batches = prepared.batches()
+    for _ in range(20):
+        next(batches)
+    assert batches.drawn == [60, 20]
+    assert pretrain_config(parse(PretrainConfig, settings), Path("run")).result["tokens"] == 12 * 64
