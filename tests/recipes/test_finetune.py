@@ -62,6 +62,7 @@ def test_a_run_learns_and_leaves_all_behind(tmp_path: Path, capsys: pytest.Captu
     assert call("evaluate", str(run)) == 0 and "accuracy" in capsys.readouterr().out
     assert call("predict", str(run), "my card was stolen") == 0
     assert ",card," in capsys.readouterr().out.replace("0,card", ",card")
+    assert call("predict", str(run), "my card was stolen " * 300) == 0
     assert call("predict", str(run), str(data), "--out", str(tmp_path / "o.jsonl")) == 0
     assert len((tmp_path / "o.jsonl").read_text().splitlines()) == 120
     assert call("info", str(run)) == 0 and call("runs", str(tmp_path)) == 0

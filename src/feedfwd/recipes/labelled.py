@@ -42,7 +42,9 @@ def evaluate_labelled(path: Path, source: str | None, listener: Listener) -> dic
 def predict_labelled(path: Path, source: str) -> list[dict[str, Any]]:
     """A row for each text of a file, or for the one text that is no file's name."""
     classifier = TextClassifier.load(path)
-    if Path(source).suffix.lower() in TABLES or Path(source).exists():
+    longest = 255  # bytes of a file's name; a longer one is no path, and asking for it raises
+    short = len(Path(source).name.encode("utf-8", "surrogatepass")) <= longest
+    if short and (Path(source).suffix.lower() in TABLES or Path(source).exists()):
         text = classifier.config.text
         if Path(source).suffix.lower() == ".txt":
             text = None
