@@ -273,8 +273,9 @@ def books(environment: dict[str, str], options: argparse.Namespace) -> dict[str,
             return feedfwd(source, *flags, environment=environment, keep=run_of(seed))
 
         def theirs(seed: int) -> Row:
+            spent = found["feedfwd"][seed]["seconds"]  # with its evaluations on the way, and a little over the plan
             return call(
-                environment, "books_llama", run=str(run_of(seed)), minutes=minutes, seed=seed,
+                environment, "books_llama", run=str(run_of(seed)), minutes=spent / 60, seed=seed,
                 bf16=not environment, compiled=minutes >= 5,
             )  # fmt: skip
 

@@ -33,7 +33,7 @@ LONG = 20_000_000  # bytes of text from which tokenising shows how far it is
 PER_PARAMETER = 20  # training tokens that a parameter wants; Hoffmann et al. 2022, arXiv 2203.15556
 ENOUGH = 3  # tokens a parameter from which, in equal time, the larger of two sizes does better
 HASTY = 1_000_000  # tokens up to which more and smaller updates of shorter rows are better
-OFTEN = 5  # epochs from which dropout pays
+OFTEN = 7  # epochs from which dropout pays
 RESERVE = 0.1  # of the minutes given, for evaluations and samples
 WARMUP, TIMED, LONGEST = 2, 10, 10.0  # updates of a trial, and seconds that it may take
 
