@@ -124,6 +124,13 @@ def test_hidden_tokens_are_filled_in(capsys: pytest.CaptureFixture[str]) -> None
     assert "nats a hidden token" in capsys.readouterr().out
 
 
+def test_a_busy_machine_gets_no_share_of_its_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("feedfwd.recipes.pretrain.matrix_rate", lambda *_: 1.0)
+    result = pretrain_config(config(), Path("run")).result
+    assert result["mfu"] is result["matrix_rate"] is None and result["tokens_per_second"] > 0
+    assert any("too busy" in note for note in result["notes"])
+
+
 class StopAt:
     """A listener that asks this process to stop, as Ctrl-C would, once training has reached a step."""
 

@@ -243,14 +243,20 @@ class Pretraining:
 
         FLOPs are those of the products that training needs, as `flops_per_token` counts them; the matrix rate is what
         this machine does of the same products alone (`train.rate`), measured after training and not counted as it.
+        Slower products alone than in training mean that other programs were at work by then: measured again, and where
+        that doesn't help there is no `mfu`.
         """
         p, c = self.p, self.p.config
         if not isfinite(per_step):
             return {"tokens_per_second": None, "flops_per_token": p.flops_per_token, "matrix_rate": None, "mfu": None}
         speed = p.tokens_per_update / per_step
-        rate = matrix_rate(products(p.model, c.data.row * c.train.batch_size), p.precision, p.device)
-        mfu = speed * p.flops_per_token / rate
-        return {"tokens_per_second": speed, "flops_per_token": p.flops_per_token, "matrix_rate": rate, "mfu": mfu}
+        found: dict[str, float | None] = {"tokens_per_second": speed, "flops_per_token": p.flops_per_token}
+        for _ in range(3):
+            rate = matrix_rate(products(p.model, c.data.row * c.train.batch_size), p.precision, p.device)
+            if (mfu := speed * p.flops_per_token / rate) < 1:
+                return found | {"matrix_rate": rate, "mfu": mfu}
+        p.notes.append("other programs kept this machine too busy to measure its matrix rate")
+        return found | {"matrix_rate": None, "mfu": None}
 
     def _finish(self, per_step: float) -> Writer:
         p = self.p
