@@ -84,6 +84,7 @@ def test_a_language_model_s_rate_does_not_depend_on_its_width() -> None:
     for width in (32, 1024):
         config = settings("pretrain", f"model.width={width}", "model.base_width=256")
         prepared = prepare_text(config, quiet)
-        assert prepared.config.optimizer.lr == 0.004
-        assert prepared.optimizer().param_groups[-1]["lr"] == pytest.approx(0.004 * 256 / width)  # the last norm's
-    assert prepare_text(settings("pretrain", "model.width=1024", "ffn.init=auto"), quiet).config.optimizer.lr == 0.002
+        assert prepared.config.optimizer.lr == pytest.approx(rate := 0.006 * (128 / 256) ** 0.5)
+        assert prepared.optimizer().param_groups[-1]["lr"] == pytest.approx(rate * 256 / width)  # the last norm's
+    plain = prepare_text(settings("pretrain", "model.width=1024", "ffn.init=auto"), quiet).config
+    assert plain.optimizer.lr == pytest.approx(0.006 * (128 / 1024) ** 0.5)

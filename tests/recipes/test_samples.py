@@ -51,7 +51,7 @@ def test_of_python_it_is_said_how_much_parses() -> None:
     for i in range(60):
         Path(f"code/{i}.py").write_text(f"def add{i}(x):\n    return x + {i}\n\n\nprint(add{i}({i * i}))\n" * 3)
     samples = trained("code", "train.steps=3")["samples"]
-    assert samples["held_out"]["parses"] == 1 and samples["written"]["parses"] < 0.5
+    assert samples["written"]["parses"] < samples["held_out"]["parses"] == 1
     assert samples["written"]["copied"] < 0.2, "three updates teach nothing by heart"
     assert "parse as Python" in Path("run/report.html").read_text()
 
