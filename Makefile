@@ -30,6 +30,7 @@ bench: .venv/.dev
 	$(BIN)/python benchmarks/mnist.py
 	$(BIN)/python benchmarks/ffn.py
 	$(BIN)/python benchmarks/lora.py
+	$(BIN)/python benchmarks/small.py
 
 clean:
 	rm -rf .venv

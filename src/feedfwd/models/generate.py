@@ -127,7 +127,9 @@ def tokens(
 
 def _check(model: Transformer, prompts: Sequence[Sequence[int]]) -> None:
     if not model.causal:
-        raise ConfigError("this model sees both sides of a token and can't write", hint="train with model.causal=true")
+        raise ConfigError(
+            "this model sees both sides of a token and can't write", hint="train one with train.objective=next"
+        )
     if not prompts or not all(prompts):
         raise DataError("there is no token to begin with", hint="give a prompt, at least the end-of-text token")
     if max(map(max, prompts)) >= model.vocabulary or min(map(min, prompts)) < 0:

@@ -38,7 +38,7 @@ def judge(p: PreparedText) -> dict[str, Any]:
     16 texts, prompt and continuation together, that are the beginning of a program (see `begins_a_program`).
     """
     row = p.config.data.row
-    many = min(BEGINNING, max(1, row // 4))
+    many = min(BEGINNING, max(1, row // 8))
     most = min(row - many, LONGEST)
     held = beginnings(p, MANY, many + most)
     prompts, own = [ids[:many] for ids in held], [ids[many:] for ids in held]
