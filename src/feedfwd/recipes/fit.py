@@ -112,6 +112,11 @@ class Fitting:
     # --- the policy -------------------------------------------------------------------------------------------------
 
     def train(self) -> Predictor:
+        self.run_updates()
+        return self._finish()
+
+    def run_updates(self) -> None:
+        """All updates; then the network holds the weights to keep, and no test example has been looked at."""
         p, c = self.p, self.p.config
         if self.step == 0:
             parts = {name: len(part.data) for name, part in parts_of(self.p).items()}
@@ -150,7 +155,7 @@ class Fitting:
                     where = f"stopped at step {step.n} of {self.steps}"
                     raise Interrupted(f"{where}; go on with: feedfwd fit --resume {self.run.path}", stop.number)
         self._tick()
-        return self._finish()
+        self._settle()
 
     def _tick(self) -> None:
         """Bring the training's wall clock up to now; it goes on where an interrupted run stopped."""
@@ -159,7 +164,7 @@ class Fitting:
     def _validate(self, part: Part) -> bool:
         """Score the validation part; True when it is time to stop early."""
         with self._averaged():
-            scores = self._scores(part)[1]
+            scores = self.scores(part)[1]
             self._tick()
             self.run.log({"event": "validation", "step": self.step, "scores": scores, "seconds": self.seconds})
             if self.stopping is None:
@@ -172,7 +177,7 @@ class Fitting:
         """The moving average's weights in place of the model's, where there is one."""
         return self.ema.swapped() if self.ema is not None else nullcontext()
 
-    def _scores(self, part: Part) -> tuple[np.ndarray, dict[str, float]]:
+    def scores(self, part: Part) -> tuple[np.ndarray, dict[str, float]]:
         answers = self.p.predictor.answers(part.inputs)
         return answers, self.p.predictor.scores(answers, part.data)
 
@@ -245,8 +250,9 @@ class Fitting:
         self.run.log({**event, "examples_per_second": rate, "seconds": self.seconds})
         self.listener.progress(step.n, self.steps, str(now))
 
-    def _finish(self) -> Predictor:
-        p, predictor = self.p, self.p.predictor
+    def _settle(self) -> None:
+        """Give the network the weights that count: the best on validation, or the moving average."""
+        p = self.p
         if self.best:
             p.model.load_state_dict(self.best)
             assert self.stopping is not None
@@ -256,10 +262,13 @@ class Fitting:
         elif self.ema is not None:
             p.model.load_state_dict({k: v for k, v in self.ema.state_dict().items() if k != "updates"}, strict=False)
         p.model.eval()
+
+    def _finish(self) -> Predictor:
+        p, predictor = self.p, self.p.predictor
         scores: dict[str, dict[str, float] | None] = {"validation": None}
         if p.validation is not None:
-            scores["validation"] = self._scores(p.validation)[1]
-        answers, scores["test"] = self._scores(p.test)
+            scores["validation"] = self.scores(p.validation)[1]
+        answers, scores["test"] = self.scores(p.test)
         test = p.test.data
         shown = details(
             answers,

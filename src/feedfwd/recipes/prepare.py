@@ -151,12 +151,13 @@ def parts(config: FitConfig, *, resolved: bool = False) -> Parts:
             augment=config.data.augment == "auto",
         )
         config = config.over(preset(config.effort, facts))
+    test_seed = config.seed if config.data.test_seed is None else config.data.test_seed
     if own_test is not None:
         rest, test = whole, own_test
     elif config.data.folds is not None:
-        rest, test = fold(whole, config.data.folds, config.data.fold, config.seed)
+        rest, test = fold(whole, config.data.folds, config.data.fold, test_seed)
     else:
-        rest, test = split(whole, config.data.test, config.seed)
+        rest, test = split(whole, config.data.test, test_seed)
     training, validation = rest, None
     if config.data.validation > 0:
         training, validation = split(rest, config.data.validation, config.seed)

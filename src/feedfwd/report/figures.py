@@ -83,7 +83,7 @@ def loss_figure(training: Points, validation: Points) -> Figure:
         _step_axis(axes)
 
     key = (("--first", "training"),) + ((("--second", "validation"),) if validation else ())
-    return Figure("Loss", _svg(draw, "loss", "loss by training step"), key)
+    return Figure("Loss", page_svg(draw, "loss", "loss by training step"), key)
 
 
 def score_figure(name: str, label: str, points: Points, percent: bool) -> Figure:
@@ -95,7 +95,7 @@ def score_figure(name: str, label: str, points: Points, percent: bool) -> Figure
             axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.5g}%")
         _step_axis(axes)
 
-    return Figure(f"Validation {label}", _svg(draw, f"score-{name}", f"validation {label} by training step"))
+    return Figure(f"Validation {label}", page_svg(draw, f"score-{name}", f"validation {label} by training step"))
 
 
 def step_figure(name: str, title: str, values: Points, *, logarithmic: bool = False) -> Figure:
@@ -113,7 +113,7 @@ def step_figure(name: str, title: str, values: Points, *, logarithmic: bool = Fa
             axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
         _step_axis(axes)
 
-    return Figure(title, _svg(draw, name, f"{title} by training step"))
+    return Figure(title, page_svg(draw, name, f"{title} by training step"))
 
 
 def range_test_figure(points: Points, suggested: float) -> Figure:
@@ -130,7 +130,7 @@ def range_test_figure(points: Points, suggested: float) -> Figure:
         axes.set_xlabel("learning rate")
 
     key = (("--first", "loss"), ("--second", f"chosen: {suggested:.2g}"))
-    return Figure("Learning-rate range test", _svg(draw, "range-test", "loss by learning rate"), key)
+    return Figure("Learning-rate range test", page_svg(draw, "range-test", "loss by learning rate"), key)
 
 
 def calibration_figure(bins: Sequence[dict[str, Any]]) -> Figure:
@@ -161,7 +161,7 @@ def calibration_figure(bins: Sequence[dict[str, Any]]) -> Figure:
         below.xaxis.set_major_formatter(lambda x, _: f"{100 * x:g}%")
         below.set_xlabel("confidence")
 
-    svg = _svg(draw, "calibration", "share of right answers by confidence", height=3.6, rows=(5, 1))
+    svg = page_svg(draw, "calibration", "share of right answers by confidence", height=3.6, rows=(5, 1))
     return Figure("Right answers by confidence", svg, (("--first", "measured, 95% interval"), ("--muted", "perfect")))
 
 
@@ -176,7 +176,7 @@ def prediction_figure(name: str, points: Points) -> Figure:
         axes.set_xlabel("true")
         axes.set_ylabel("predicted")
 
-    svg = _svg(draw, f"predicted-{name}", f"predicted against true {name}", height=3.6)
+    svg = page_svg(draw, f"predicted-{name}", f"predicted against true {name}", height=3.6)
     return Figure(f"Predicted against true: {name}", svg, (("--first", "one example"), ("--muted", "perfect")))
 
 
@@ -213,7 +213,7 @@ def _logarithmic(axes: Any, which: str) -> None:
     axis.set_major_formatter(lambda v, _: f"{v:g}")
 
 
-def _svg(
+def page_svg(
     draw: Callable[..., None], name: str, description: str, *, height: float = HEIGHT, rows: Iterable[float] = (1,)
 ) -> str:
     """Draw on one axis for each of `rows`, from top to bottom, and give SVG that fits any width and any theme."""
