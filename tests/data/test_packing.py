@@ -9,10 +9,11 @@ import torch
 
 from feedfwd.data.batches import Batch
 from feedfwd.data.corpus import Corpus
-from feedfwd.data.packing import MaskTokens, PackedBatches, document_ids, document_positions, held_out_batches
+from feedfwd.data.packing import MaskTokens, PackedBatches, held_out_batches
 from feedfwd.data.tokenizer import byte_tokenizer
 from feedfwd.data.tokens import Counts, Tokens, tokenize
 from feedfwd.errors import DataError
+from feedfwd.models.transformer import Transformer
 
 END = 9
 
@@ -152,10 +153,16 @@ def test_from_files_to_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 # --- boundaries -------------------------------------------------------------------------------------------------------
 
 
-def test_documents_are_numbered_and_their_places_start_anew() -> None:
-    inputs = torch.tensor([[5, END, 6, 7, END, END, 8], [END, 1, 2, 3, 4, 5, 6]])
-    assert document_ids(inputs, END).tolist() == [[0, 1, 1, 1, 2, 3, 3], [1] * 7]
-    assert document_positions(inputs, END).tolist() == [[0, 0, 1, 2, 0, 0, 1], list(range(7))]
+def test_no_word_is_predicted_with_another_document_in_view() -> None:
+    """Of packed rows, with the model's own rule of what a document is: the first word of the second one too."""
+    model = Transformer(10, width=16, depth=1, heads=2, hidden=16, context=8, end=END).eval()
+
+    def second(first: list[int]) -> torch.Tensor:
+        (batch,) = held_out_batches([Held([*first, END, 4, 5, 6, END])], row=8, batch_size=1)
+        begin = batch.targets[0].tolist().index(4)
+        return model(batch.inputs)[0, begin : begin + 4]
+
+    torch.testing.assert_close(second([1, 2, 3]), second([8, 7, 6]), atol=0, rtol=0)
 
 
 # --- masked tokens ----------------------------------------------------------------------------------------------------

@@ -91,9 +91,9 @@ def test_masked_products_are_skipped() -> None:
     assert sum(block.size for block in plan(1024, causal=True, window=128)) < 0.24 * full
 
 
-def test_an_end_token_belongs_to_the_document_it_closes() -> None:
-    documents = documents_of(torch.tensor([[0, 5, 6, 0, 0, 7]]), end=0)
-    assert documents.tolist() == [[0, 1, 1, 1, 2, 3]]
+def test_an_end_token_belongs_to_the_document_that_is_predicted_from_it() -> None:
+    documents = documents_of(torch.tensor([[5, 6, 0, 0, 7], [0, 1, 2, 3, 4]]), end=0)
+    assert documents.tolist() == [[0, 0, 1, 2, 2], [1] * 5]
 
 
 def test_explain_says_which_and_why() -> None:

@@ -91,7 +91,7 @@ def test_no_token_sees_the_future(settings: dict[str, Any]) -> None:
 
 def test_documents_are_worlds_of_their_own() -> None:
     model = made(end=7).eval()
-    first, second = [1, 2, 3, 7], [4, 5, 6, 8, 7]
+    first, second = [7, 1, 2, 3], [7, 4, 5, 6, 8]  # as packed rows have them: the first word is predicted from the end
     whole = model(torch.tensor([first + second]))
     torch.testing.assert_close(whole[:, :4], model(torch.tensor([first])), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(whole[:, 4:], model(torch.tensor([second])), atol=1e-5, rtol=1e-4)  # rope is relative

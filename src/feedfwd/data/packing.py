@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from feedfwd.data.batches import Batch, Transform, derived_seed
 from feedfwd.data.tokens import Tokens
@@ -144,31 +143,6 @@ def _check_sizes(row: int, batch_size: int) -> None:
         raise DataError(f"data.row={row} is too short to learn from", hint="try 256 tokens")
     if batch_size < 1:
         raise DataError(f"train.batch_size={batch_size} is not positive", hint="try 8 rows")
-
-
-# --- boundaries of documents ------------------------------------------------------------------------------------------
-
-
-def document_ids(inputs: Tensor, end: int) -> Tensor:
-    """(B, T): which document of its row each token is in; an end token is in the one that it begins.
-
-    As an input the end token says that a document begins, since the first word of the next one is predicted from it. A
-    token should attend only to those with its own number.
-
-    >>> document_ids(torch.tensor([[5, 6, 9, 7, 9, 8]]), end=9).tolist()
-    [[0, 0, 1, 1, 2, 2]]
-    """
-    return (inputs == end).cumsum(-1)
-
-
-def document_positions(inputs: Tensor, end: int) -> Tensor:
-    """(B, T): each token's place in its document as far as the row shows it.
-
-    >>> document_positions(torch.tensor([[5, 6, 9, 7, 9, 8]]), end=9).tolist()
-    [[0, 1, 0, 1, 0, 1]]
-    """
-    place = torch.arange(inputs.shape[-1], device=inputs.device).expand_as(inputs)
-    return place - torch.where(inputs == end, place, 0).cummax(-1).values
 
 
 # --- masked tokens ----------------------------------------------------------------------------------------------------

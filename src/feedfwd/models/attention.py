@@ -54,13 +54,15 @@ class Sight:
 
 
 def documents_of(ids_BT: Tensor, end: int) -> Tensor:
-    """(B, T): the number of each token's document, where token `end` closes one.
+    """(B, T): the number of each token's document, where token `end` closes one and is an input of the next.
+
+    What is predicted from the end token is the first word of a new document, so it counts there: with the old one,
+    that word would be predicted with the old document in view.
 
     >>> documents_of(torch.tensor([[5, 0, 7, 8, 0, 9]]), end=0)
-    tensor([[0, 0, 1, 1, 1, 2]])
+    tensor([[0, 1, 1, 1, 2, 2]])
     """
-    closing = ids_BT == end
-    return closing.cumsum(1) - closing.long()
+    return (ids_BT == end).cumsum(1)
 
 
 def formula(q: Tensor, k: Tensor, v: Tensor, sight: Sight) -> Tensor:

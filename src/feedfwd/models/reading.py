@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from feedfwd.models.attention import Sight, attend
+from feedfwd.models.attention import Sight, attend, documents_of
 from feedfwd.models.positions import tables
 from feedfwd.models.stepping import AttentionStep, Moment, after, ffn_step, is_small
 from feedfwd.models.transformer import Block, TiedHead, Transformer
@@ -56,11 +56,10 @@ class Remembering:
         if any(self.pads):
             documents = (torch.arange(longest, device=device) >= self.pad_B[:, None]).long()
         if model.end is not None:
-            closing = (ids == model.end).long()
-            documents = (0 if documents is None else documents) + closing.cumsum(1) - closing
+            documents = (0 if documents is None else documents) + documents_of(ids, model.end)
             for row, text in enumerate(texts):
                 ends = [i for i, one in enumerate(text) if one == model.end]
-                self.first[row] += ends[-1] + 1 if ends else 0
+                self.first[row] += ends[-1] if ends else 0
         positions = (torch.arange(longest, device=device) - self.pad_B[:, None]).clamp(min=0)
         x, turn = model.embed(ids, positions), None
         if model.positions == "rope":
@@ -81,6 +80,8 @@ class Remembering:
         model, at, B = self.model, self.length, len(ids)
         H, K, D = model.heads, model.kv_heads, model.head_width
         self.length += 1
+        if model.end is not None:
+            self.first = [at if one == model.end else f for one, f in zip(ids, self.first, strict=True)]
         positions_B = at - self.pad_B
         x = model.embed(torch.tensor(ids, device=positions_B.device)[:, None], positions_B[:, None])[:, 0]
         turn = None
@@ -95,8 +96,6 @@ class Remembering:
         now = Moment(at, low, unseen, turn)
         for attention, ffn in zip(self.attentions, self.ffns, strict=True):
             x = ffn(attention(x, now))
-        if model.end is not None:
-            self.first = [at + 1 if one == model.end else f for one, f in zip(ids, self.first, strict=True)]
         return self.head(x)
 
 
