@@ -2,7 +2,8 @@
 
 # B rows, T tokens, W width, H query heads, K key and value heads, D head width, V vocabulary
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,10 +18,12 @@ from feedfwd.ffn.init import Growth
 from feedfwd.ffn.parts import Linear
 from feedfwd.ffn.spec import FFNSpec, build_ffn, is_own
 from feedfwd.models.attention import Sight, attend, documents_of
+from feedfwd.models.heads import HEADS, MaskedHead, TiedHead
 from feedfwd.models.norms import RMSNorm, norm
 from feedfwd.models.positions import Scaling, rotate, tables
 
 Turn = tuple[Tensor, Tensor] | None  # cosines and sines of the positions, (T, D/2) each
+Lengths = Tensor | Sequence[int] | None  # tokens of each row, (B,)
 
 BIASES = ("none", "qkv", "all")
 PLACES = ("pre", "post")
@@ -114,25 +117,8 @@ class Block(nn.Module):
         return x + self.dropout(self.ffn(self.ffn_norm(x)))
 
 
-class TiedHead(nn.Module):
-    """The output layer that shares the embedding's matrix, which is saved there once."""
-
-    def __init__(self, embedding: nn.Embedding) -> None:
-        super().__init__()
-        self.weight = embedding.weight
-
-    def forward(self, h: Tensor) -> Tensor:  # (..., W) -> (..., V)
-        return F.linear(h, self.weight)
-
-    def _save_to_state_dict(self, *_: Any) -> None:
-        pass
-
-    def _load_from_state_dict(self, *_: Any) -> None:
-        pass
-
-
 class Transformer(nn.Module):
-    """Token ids (B, T) to logits (B, T, V).
+    """Token ids (B, T) to logits (B, T, V), or what else `head` gives.
 
     The defaults are Llama's: RMSNorm before each branch, rotary positions, no biases, tied embeddings. `kv_heads` (not
     given: `heads`) must divide `heads`, `head_width` (not given: width / heads) may be any even number. `hidden` is the
@@ -146,7 +132,16 @@ class Transformer(nn.Module):
     acts on the embeddings and on what each branch adds. `recompute` keeps a block's input alone and runs the block
     again in the backward.
 
-    `hidden` gives what the output matrix `head_weight` meets, for a cross-entropy that needn't hold all logits.
+    `head` is "tokens" (a matrix, with `tied` the embedding's), "masked" (BERT's, which transforms first), "classes"
+    (logits (B, C) of each row, from its first token where all tokens see each other and from its last one where not) or
+    "none" (the last states themselves). `pooler` is BERT's map of a row's first state, before the classes if there are.
+    `types` token types have a vector each, added to the embedding's: the first one's where no `types` (B, T) are given.
+
+    Rows of different lengths stand on the left, filled up on the right by any token: `lengths`, one number a row, hides
+    the filling from the rest. What comes out at filled places means nothing. Rows that are all full cost no mask.
+
+    `hidden` gives the last states, what the output matrix `head_weight` meets, for a cross-entropy that needn't hold
+    all logits.
 
     >>> model = Transformer(100, width=32, depth=2, heads=4, hidden=64)
     >>> model(torch.zeros(2, 7, dtype=torch.long)).shape
@@ -176,6 +171,10 @@ class Transformer(nn.Module):
         causal: bool = True,
         window: int | None = None,
         tied: bool = True,
+        head: str = "tokens",
+        pooler: bool = False,
+        classes: int | None = None,
+        types: int = 0,
         dropout: float = 0.0,
         end: int | None = None,
         recompute: bool = False,
@@ -187,7 +186,10 @@ class Transformer(nn.Module):
         sizes = {"width": width, "depth": depth, "heads": heads, "kv_heads": kv_heads, "context": context}
         for name, count in (sizes | {"vocabulary": vocabulary}).items():
             parts.size(count, f"model.{name}")
-        words = {"bias": (bias, BIASES), "norm_place": (norm_place, PLACES), "positions": (positions, POSITIONS)}
+        words = {
+            "bias": (bias, BIASES), "norm_place": (norm_place, PLACES), "positions": (positions, POSITIONS),
+            "head": (head, HEADS),
+        }  # fmt: skip
         for name, (word, known) in words.items():
             if word not in known:
                 raise ConfigError(f"unknown model.{name}={word!r}", hint=nearest(word, known))
@@ -217,9 +219,11 @@ class Transformer(nn.Module):
         self.norm_kind, self.norm_place, self.norm_eps, self.bias = norm_kind, norm_place, norm_eps, bias
         self.positions, self.rope_base, self.rope_scaling = positions, rope_base, dict(rope_scaling or {}) or None
         self.qk_norm, self.causal, self.window, self.end = qk_norm, causal, window, end
+        self.head_kind, self.types, self.classes = head, types, classes
         self.ffn_spec, self.recompute = spec, recompute
         self.embedding = _embedding(vocabulary, width, generator)
         self.position_embedding = _embedding(context, width, generator) if positions == "learned" else None
+        self.type_embedding = _embedding(types, width, generator) if types else None
         self.dropout = parts.dropout(dropout)
         post = norm_place == "post"
         self.embedding_norm = norm(norm_kind, width, norm_eps) if post else nn.Identity()
@@ -237,22 +241,42 @@ class Transformer(nn.Module):
             for _ in range(depth)
         )  # fmt: skip
         self.norm = nn.Identity() if post else norm(norm_kind, width, norm_eps)
-        self.head = TiedHead(self.embedding) if tied else _head(width, vocabulary, generator)
+        self.pooler = Linear(width, width, generator=generator) if pooler else None
+        self.head: nn.Module
+        match head:
+            case "tokens":
+                self.head = self._matrix(generator)
+            case "masked":
+                last = norm(norm_kind, width, norm_eps)
+                self.head = MaskedHead(self._matrix(generator), spec.activation, last, generator)
+            case "classes":
+                self.head = Linear(width, parts.size(classes or 0, "model.classes"), not causal, generator=generator)
+            case "none":
+                self.head = nn.Identity()
         if self.base_width is not None:
             gain = self.last_norm.weight
             assert isinstance(gain, Tensor)
             nn.init.constant_(gain, self.base_width / width)
         self._turns: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
 
-    def forward(self, ids: Tensor, documents: Tensor | None = None) -> Tensor:  # (B, T) -> (B, T, V)
-        return self.head(self.hidden(ids, documents))
+    def forward(
+        self, ids: Tensor, documents: Tensor | None = None, *, lengths: Lengths = None, types: Tensor | None = None
+    ) -> Tensor:  # (B, T) -> (B, T, V), or (B, C)
+        h = self.hidden(ids, documents, lengths=lengths, types=types)
+        if self.head_kind == "classes":
+            h = self.summary(h, lengths)
+        y: Tensor = self.head(h)
+        return y
 
-    def hidden(self, ids: Tensor, documents: Tensor | None = None) -> Tensor:  # (B, T) -> (B, T, W)
-        """What the output matrix is applied to."""
+    def hidden(
+        self, ids: Tensor, documents: Tensor | None = None, *, lengths: Lengths = None, types: Tensor | None = None
+    ) -> Tensor:  # (B, T) -> (B, T, W)
+        """The last states: what `head` is applied to."""
         self.check(ids)
-        x = self.embed(ids, torch.arange(ids.shape[1], device=ids.device))
+        x = self.embed(ids, torch.arange(ids.shape[1], device=ids.device), types)
         if documents is None and self.end is not None:
             documents = documents_of(ids, self.end)
+        documents = self._apart(ids, documents, lengths)
         sight, turn = Sight(self.causal, self.window, documents), self.turn(ids.shape[1], ids.device)
         for block in self.each_block():
             attention = partial(block.attention, turn=turn, sight=sight)
@@ -262,12 +286,42 @@ class Transformer(nn.Module):
                 x = block(x, attention)
         return self.norm(x)
 
-    def embed(self, ids: Tensor, positions: Tensor) -> Tensor:  # (B, T), (T,) or (B, T) -> (B, T, W)
+    def summary(self, h: Tensor, lengths: Lengths = None) -> Tensor:  # (B, T, W) -> (B, W)
+        """The state that stands for a row: its last one, or of an encoder the first one, through the pooler if any."""
+        if not self.causal:
+            return h[:, 0] if self.pooler is None else torch.tanh(self.pooler(h[:, 0]))
+        if lengths is None:
+            return h[:, -1]
+        return h[torch.arange(len(h), device=h.device), torch.as_tensor(lengths, device=h.device) - 1]
+
+    def _apart(self, ids: Tensor, documents: Tensor | None, lengths: Lengths) -> Tensor | None:
+        """Documents in which what fills up a row is another one; a causal model's tokens don't see it anyway."""
+        if lengths is None or self.causal:
+            return documents
+        rows, tokens = ids.shape
+        lengths = torch.as_tensor(lengths, device=ids.device)
+        if lengths.shape != (rows,) or not 1 <= int(lengths.min()) <= int(lengths.max()) <= tokens:
+            what = f"lengths {lengths.tolist()} don't fit token ids of shape {tuple(ids.shape)}"
+            raise DataError(what, hint=f"give {rows} numbers from 1 to {tokens}")
+        if int(lengths.min()) == tokens:
+            return documents
+        filled = torch.arange(tokens, device=ids.device) >= lengths[:, None]
+        return filled.long() if documents is None else documents.masked_fill(filled, -1)
+
+    def embed(
+        self, ids: Tensor, positions: Tensor, types: Tensor | None = None
+    ) -> Tensor:  # (B, T), (T,) or (B, T) -> (B, T, W)
         """The first block's input."""
         x = self.embedding(ids)
-        if self.position_embedding is not None:
-            x = x + self.position_embedding(positions)
-        return self.dropout(self.embedding_norm(x))
+        added = None if self.position_embedding is None else self.position_embedding(positions)
+        if self.type_embedding is not None:
+            kind = self.type_embedding.weight[0] if types is None else self.type_embedding(types)
+            added = kind if added is None else added + kind
+        return self.dropout(self.embedding_norm(x if added is None else x + added))
+
+    def _matrix(self, generator: Generator | None) -> nn.Module:
+        """The output matrix, alone."""
+        return TiedHead(self.embedding) if self.tied else _head(self.width, self.vocabulary, generator)
 
     def turn(self, tokens: int, device: torch.device) -> Turn:
         """Cosines and sines of the first `tokens` positions, kept for the next call."""
@@ -314,9 +368,25 @@ class Transformer(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """The output matrix (V, W), the embedding's where they are tied."""
-        weight: Tensor = self.head.weight
+        """The output matrix (V, W), the embedding's where they are tied. Raises ConfigError where that isn't all."""
+        if self.head_kind != "tokens":
+            what = f"a head of kind {self.head_kind!r} is no matrix that gives tokens from the last states"
+            raise ConfigError(what, hint="call the model, or its `head`")
+        weight: Any = self.head.weight
+        assert isinstance(weight, Tensor)
         return weight
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What `build` makes the same network of, as plain JSON values; its numbers apart."""
+        spec = self.ffn_spec.model_dump() | ({} if self.base_width is None else {"init": "mup"})
+        names = ("vocabulary", "width", "heads", "kv_heads", "head_width", "norm_kind", "norm_place", "norm_eps")
+        more = ("positions", "context", "rope_base", "rope_scaling", "bias", "qk_norm", "causal", "window", "tied")
+        last = ("classes", "types", "end", "recompute")
+        found = {name: getattr(self, name) for name in (*names, *more, *last)}
+        found |= {"depth": len(self.blocks), "hidden": self.hidden_width, "ffn": spec, "head": self.head_kind}
+        found |= {"pooler": self.pooler is not None, "dropout": self.dropout.p}
+        return found | ({} if self.base_width is None else {"base_width": self.base_width})
 
     @property
     def parameter_count(self) -> int:
@@ -331,7 +401,8 @@ class Transformer(nn.Module):
         tokens = tokens or self.context
         keys = min(tokens, self.window or tokens) / (2 if self.causal else 1)
         attention = 4 * self.heads * self.head_width * keys
-        matrices = sum(p.numel() for p in self.blocks.parameters() if p.ndim > 1) + self.head_weight.numel()
+        parts = (self.blocks, self.head)
+        matrices = sum(p.numel() for part in parts for p in part.parameters() if p.ndim > 1)
         return 2 * matrices + round(len(self.blocks) * attention)
 
     def check(self, ids: Tensor) -> None:
@@ -354,3 +425,16 @@ def _embedding(count: int, width: int, generator: Generator | None) -> nn.Embedd
     layer = nn.Embedding(count, width)
     nn.init.normal_(layer.weight, std=0.02, generator=generator)
     return layer
+
+
+def build(settings: Mapping[str, Any], *, empty: bool = False) -> Transformer:
+    """The network that `Transformer.settings` tell of; `empty` on torch's meta device, to be filled by `load`.
+
+    >>> model = Transformer(100, width=32, depth=2, heads=4, hidden=64)
+    >>> build(model.settings).settings == model.settings
+    True
+    """
+    values = dict(settings)
+    values["ffn"] = FFNSpec(**values.get("ffn") or {})
+    with torch.device("meta") if empty else nullcontext():
+        return Transformer(values.pop("vocabulary"), **values)
