@@ -1,4 +1,4 @@
-"""Image data sets from the Hugging Face hub, by name, into its cache.
+"""Image data sets and models from the Hugging Face hub, by name, into its cache.
 
 A file in the cache is used without asking the hub again. A dropped connection is taken up where it broke; what arrives
 is checked against the hub's SHA-256.
@@ -42,3 +42,32 @@ def _fetch(name: str, repo: str, file: str) -> Path:
     if len(blob.name) == 64 and hashlib.sha256(blob.read_bytes()).hexdigest() != blob.name:
         raise DataError(f"{blob} is damaged", hint="delete it and run again: it will be fetched anew")
     return Path(cached)
+
+
+# What a model is read from; the same weights in other forms stay there.
+MODEL_FILES = ("*.json", "model*.safetensors", "1_Pooling/*")
+
+
+def fetch_model(name: str) -> Path:
+    """The folder of a model of the hub in its cache, fetched where it isn't there; `name` is owner/name.
+
+    Raises DataError for a name that the hub hasn't, and where it can't be reached and the cache hasn't got it.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        HfApi().model_info(name, timeout=10)  # snapshot_download repeats a failed first request; this one fails at once
+        return Path(snapshot_download(name, allow_patterns=list(MODEL_FILES)))
+    except RepositoryNotFoundError:
+        hint = "check owner/name; a closed model needs HF_TOKEN"
+        raise DataError(f"the Hugging Face hub has no model {name!r} to show you", hint=hint) from None
+    except Exception as error:  # the hub's client raises what its HTTP library does, and that library has changed
+        try:
+            return Path(snapshot_download(name, allow_patterns=list(MODEL_FILES), local_files_only=True))
+        except (LocalEntryNotFoundError, OSError, ValueError):
+            problem = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise DataError(
+                f"there is no folder {name}, and it can't be fetched from the Hugging Face hub ({problem})",
+                hint="check the name, or give the path of a model's folder; no network is needed then",
+            ) from None

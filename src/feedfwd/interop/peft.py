@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from feedfwd.errors import ConfigError, DataError, nearest
 from feedfwd.ffn.lora import adapter_state, add_adapters, linear_maps, lora_layers
 from feedfwd.ffn.lora_linear import KINDS, Adapter, LoRALinear
-from feedfwd.interop.huggingface import Pair
+from feedfwd.interop.families import Pair
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -42,7 +42,7 @@ Names = Callable[[str], str]
 def names_from(pairs: Iterable[Pair]) -> Names:
     """The `names` that a family's table of tensors brings, for a model that `huggingface.export` writes as that family.
 
-    >>> from feedfwd.interop.huggingface import LLAMA_NAMES
+    >>> from feedfwd.interop.families import LLAMA_NAMES
     >>> names = names_from(LLAMA_NAMES)
     >>> names("blocks.3.ffn.up_proj"), names("head")
     ('model.layers.3.mlp.up_proj', 'lm_head')
