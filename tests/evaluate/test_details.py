@@ -39,7 +39,7 @@ def test_classification_details_agree_with_the_scores():
     assert sum(b["n"] for b in found["reliability"]["bins"]) == 800
     assert np.mean([row["f1"] for row in found["per_class"]]) == pytest.approx(scores["macro_f1"])
     assert found["baseline"]["accuracy"] == np.bincount(y).max() / 800
-    assert set(found["intervals"]) == {"accuracy", "macro_f1", "log_loss", "brier"}
+    assert set(found["intervals"]) == {"accuracy", "macro_f1", "log_loss", "brier", "auroc"}
     for name, (low, high) in found["intervals"].items():
         assert low < scores[name] < high, name
     worst = found["confused"][0]
@@ -79,14 +79,13 @@ def test_a_binary_task_has_an_interval_for_auroc():
 
 
 def test_many_classes_stay_small():
-    p, y = simulated(3000, 400)
-    found = details(p, y, classes=[f"intent {c}" for c in range(400)])
+    p, y = simulated(3000, 200)
+    found = details(p, y, classes=[f"intent {c}" for c in range(200)])
     assert found["confusion"] is None
     assert len(found["confused"]) == 20
     assert len(found["per_class"]) == 30
     f1 = [row["f1"] for row in found["per_class"]]
     assert f1 == sorted(f1)
-    assert "macro_f1" not in found["intervals"]
 
 
 def test_the_macro_f1_interval_from_counts_is_the_bootstrap_over_examples():
@@ -155,3 +154,18 @@ def test_pictures_of_other_numbers_are_stretched_and_large_ones_reduced():
     assert opened(data_uri(np.zeros((400, 200), np.uint8))).size == (LONGEST_SIDE // 2, LONGEST_SIDE)
     with pytest.raises(DataError, match=r"shape \(784,\)"):
         data_uri(np.zeros(784))
+
+
+def test_many_classes_have_intervals_too():
+    p, y = simulated(1500, 40)
+    found, scores = details(p, y, classes=[str(c) for c in range(40)]), classification_scores(p, y)
+    assert found["intervals"]["macro_f1"][0] < scores["macro_f1"] < found["intervals"]["macro_f1"][1]
+
+
+def test_the_interval_of_a_mean_auroc_is_that_of_resampling():
+    p, y = simulated(400, 4)
+    low, high = details(p, y, classes=list("abcd"))["intervals"]["auroc"]
+    generator = np.random.default_rng(0)
+    draws = [generator.integers(0, 400, 400) for _ in range(300)]
+    again = np.quantile([classification_scores(p[d], y[d])["auroc"] for d in draws], [0.025, 0.975])
+    assert [low, high] == pytest.approx(again, abs=0.006)

@@ -91,6 +91,39 @@ def expected_calibration_error_if_perfect(
     return float(error_S.mean()), float(np.quantile(error_S, 0.95))
 
 
+class Reliability(TypedDict):
+    """What a report says of one part's confidences."""
+
+    bins: list[Bin]
+    ece: float
+    confidence: float  # mean
+    ece_if_perfect: float
+    ece_if_perfect_95: float
+
+
+def reliability(confidence_N: Floats, right_N: npt.NDArray[np.bool_], seed: int = 0) -> Reliability:
+    """Bins, calibration error, and what exact confidences would show with so many examples."""
+    expected, high = expected_calibration_error_if_perfect(confidence_N, seed=seed)
+    return Reliability(
+        bins=reliability_bins(confidence_N, right_N),
+        ece=calibration_error(confidence_N, right_N),
+        confidence=float(confidence_N.mean()),
+        ece_if_perfect=expected,
+        ece_if_perfect_95=high,
+    )
+
+
+def softmax(logits: Values, temperature: float = 1.0) -> Floats:
+    """Probabilities (N, C) of softmax(z / T).
+
+    >>> softmax([[1.0, 1.0]], 2.0).tolist()
+    [[0.5, 0.5]]
+    """
+    z_NC = floats(logits) / temperature
+    e_NC = np.exp(z_NC - z_NC.max(1, keepdims=True))
+    return np.asarray(e_NC / e_NC.sum(1, keepdims=True))
+
+
 def fit_temperature(logits: Values, targets: Values, *, coldest: float = 0.05, hottest: float = 20.0) -> float:
     """The T for which softmax(logits / T) has the lowest log loss, on data that the model was not trained on.
 

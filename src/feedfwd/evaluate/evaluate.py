@@ -9,19 +9,13 @@ import numpy as np
 
 from feedfwd.errors import DataError
 from feedfwd.evaluate.arrays import Floats, Ints, Values, checked_predictions, checked_probabilities
-from feedfwd.evaluate.calibration import (
-    calibration_error,
-    expected_calibration_error_if_perfect,
-    reliability_bins,
-)
+from feedfwd.evaluate.calibration import reliability
 from feedfwd.evaluate.intervals import bootstrap_interval, logit_normal_interval, wilson_interval
 from feedfwd.evaluate.metrics import (
-    FEW_CLASSES,
-    auroc,
-    auroc_variance,
     brier_losses,
     confusion_matrix,
     log_losses,
+    mean_auroc,
     per_class,
     r2,
 )
@@ -92,7 +86,6 @@ def _classification(
 ) -> dict[str, Any]:
     answer_N, confidence_N = p_NC.argmax(1), p_NC.max(1)
     right_N = answer_N == y_N
-    expected, high = expected_calibration_error_if_perfect(confidence_N, seed=seed)
     return {
         "kind": "classification",
         "n": len(y_N),
@@ -103,13 +96,7 @@ def _classification(
         "confusion": confusion_matrix(answer_N, y_N, len(classes)).tolist() if len(classes) <= MATRIX_CLASSES else None,
         "confused": _confused(answer_N, y_N, classes),
         "per_class": _class_rows(answer_N, y_N, classes),
-        "reliability": {
-            "bins": reliability_bins(confidence_N, right_N),
-            "ece": calibration_error(confidence_N, right_N),
-            "confidence": float(confidence_N.mean()),
-            "ece_if_perfect": expected,
-            "ece_if_perfect_95": high,
-        },
+        "reliability": reliability(confidence_N, right_N, seed),
         "most_wrong": _most_wrong(p_NC, y_N, answer_N, index_N, classes, images),
     }
 
@@ -117,24 +104,25 @@ def _classification(
 def _classification_intervals(p_NC: Floats, y_N: Ints, answer_N: Ints, seed: int) -> dict[str, list[float]]:
     n, classes = p_NC.shape
     found: dict[str, list[float]] = {"accuracy": list(wilson_interval(int((answer_N == y_N).sum()), n))}
-    if classes <= FEW_CLASSES:
-        found["macro_f1"] = _macro_f1_interval(confusion_matrix(answer_N, y_N, classes), seed)
+    found["macro_f1"] = _macro_f1_interval(answer_N, y_N, classes, seed)
     log_loss_N, brier_N = log_losses(p_NC, y_N), brier_losses(p_NC, y_N)
     low, high = bootstrap_interval(lambda *a: np.stack([e.mean(1) for e in a], 1), log_loss_N, brier_N, seed=seed)
     found |= {name: [float(low[k]), float(high[k])] for k, name in enumerate(("log_loss", "brier"))}
-    if classes == 2 and min((y_N == 0).sum(), (y_N == 1).sum()) > 1:
-        area, variance = auroc(p_NC[:, 1], y_N == 1), auroc_variance(p_NC[:, 1], y_N == 1)
-        if 0 < area < 1:  # at the ends the estimated variance is 0, which says nothing
+    if area_and_variance := mean_auroc(p_NC, y_N):
+        area, variance = area_and_variance
+        if 0 < area < 1 and variance > 0:  # at the ends the estimated variance is 0, which says nothing
             found["auroc"] = list(logit_normal_interval(area, variance))
     return found
 
 
-def _macro_f1_interval(confusion_CC: Ints, seed: int, resamples: int = 1000) -> list[float]:
+def _macro_f1_interval(answer_N: Ints, y_N: Ints, classes: int, seed: int, resamples: int = 1000) -> list[float]:
     """Bootstrap from the counts alone: resampling examples draws their (true, answered) cells from a multinomial."""
-    n, classes = int(confusion_CC.sum()), len(confusion_CC)
-    drawn = np.random.default_rng(seed).multinomial(n, confusion_CC.ravel() / n, resamples)
-    drawn = drawn.reshape(resamples, classes, classes)
-    right, occurs = drawn.diagonal(axis1=1, axis2=2), drawn.sum(1) + drawn.sum(2)
+    cells, counts = np.unique(y_N * classes + answer_N, return_counts=True)
+    true, answered = np.divmod(cells, classes)
+    drawn = np.random.default_rng(seed).multinomial(len(y_N), counts / len(y_N), resamples)  # (resamples, cells)
+    one_hot = np.eye(classes, dtype=drawn.dtype)
+    right = drawn[:, true == answered] @ one_hot[true[true == answered]]
+    occurs = drawn @ (one_hot[true] + one_hot[answered])
     f1 = (2 * right / np.maximum(occurs, 1)).sum(1) / (occurs > 0).sum(1)
     return [float(q) for q in np.quantile(f1, [0.025, 0.975])]
 

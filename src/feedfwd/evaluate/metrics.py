@@ -40,11 +40,28 @@ def classification_scores(probabilities: Values, targets: Values) -> dict[str, f
         "ece": calibration_error(p_NC.max(1), right_N),
         "brier": float(brier_losses(p_NC, y_N).mean()),
     }
-    columns = [1] if classes == 2 else range(classes) if classes <= FEW_CLASSES else []
-    areas = [auroc(p_NC[:, c], y_N == c) for c in columns if 0 < (y_N == c).sum() < len(y_N)]
-    if areas:
+    if areas := [auroc(p_NC[:, c], y_N == c) for c in _ranked(y_N, classes)]:
         scores["auroc"] = float(np.mean(areas))
     return scores
+
+
+def _ranked(y_N: Ints, classes: int, fewest: int = 1) -> list[int]:
+    """The classes whose AUROC counts: at least `fewest` examples bear it and as many don't."""
+    columns = [1] if classes == 2 else range(classes) if classes <= FEW_CLASSES else []
+    return [c for c in columns if fewest <= (y_N == c).sum() <= len(y_N) - fewest]
+
+
+def mean_auroc(p_NC: Floats, y_N: Ints) -> tuple[float, float] | None:
+    """`auroc` of `classification_scores` and its variance; None where there is none or an example stands alone.
+
+    The mean over the classes is one sum over the examples, so that their covariance needs no term of its own.
+    """
+    columns = _ranked(y_N, p_NC.shape[1])
+    if not columns or columns != _ranked(y_N, p_NC.shape[1], fewest=2):
+        return None
+    area = float(np.mean([auroc(p_NC[:, c], y_N == c) for c in columns]))
+    share_N = np.mean([_auroc_shares(p_NC[:, c], y_N == c) for c in columns], axis=0)
+    return area, float((share_N**2).sum())
 
 
 def regression_scores(predictions: Values, targets: Values) -> dict[str, float]:
@@ -132,8 +149,14 @@ def auroc(score_N: Floats, positive_N: np.ndarray) -> float:
 
 def auroc_variance(score_N: Floats, positive_N: np.ndarray) -> float:
     """Variance of `auroc`: DeLong et al. 1988, by midranks as in Sun and Xu 2014; two examples or more on each side."""
-    rank_N = _midranks(score_N)
-    above, below = score_N[positive_N], score_N[~positive_N]
-    share_above = (rank_N[positive_N] - _midranks(above)) / len(below)
-    share_below = 1 - (rank_N[~positive_N] - _midranks(below)) / len(above)
-    return float(share_above.var(ddof=1) / len(above) + share_below.var(ddof=1) / len(below))
+    return float((_auroc_shares(score_N, positive_N) ** 2).sum())
+
+
+def _auroc_shares(score_N: Floats, positive_N: np.ndarray) -> Floats:
+    """How much each example moves `auroc` from its mean; the squares' sum is the variance."""
+    rank_N, share_N = _midranks(score_N), np.zeros(len(score_N))
+    for side_N, sign in ((positive_N, 1), (~positive_N, -1)):
+        n, others = int(side_N.sum()), int((~side_N).sum())
+        beats = (rank_N[side_N] - _midranks(score_N[side_N])) / others  # share of the other side that it lies above
+        share_N[side_N] = sign * (beats - beats.mean()) / np.sqrt(n * (n - 1))
+    return share_N
