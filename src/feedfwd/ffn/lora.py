@@ -194,7 +194,8 @@ def _hint(model: nn.Module, target: str, known: list[str]) -> str:
     """What a target that matches no linear map should have been."""
     others = [f"{path} is a {type(m).__name__}." for path, m in model.named_modules() if path and matches(path, target)]
     counts = Counter(path.rpartition(".")[2] for path in known)
-    close = nearest(target, counts).partition("known:")[0].strip()
+    ends = {".".join(part for part in path.split(".") if not part.isdigit()).split(".", 1)[-1] for path in known}
+    close = nearest(target, {*counts, *ends}).partition("known:")[0].strip()
     listing = ", ".join(f"{leaf} (×{count})" for leaf, count in counts.most_common(12)) or "nothing"
     return " ".join(filter(None, [*others[:1], close, f"the linear maps here end in {listing}"]))
 

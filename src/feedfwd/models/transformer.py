@@ -81,11 +81,10 @@ class Attention(nn.Module):
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # (B, T, W) -> (B, T, H, D), twice (B, T, K, D)
         """Queries, keys and values, from one product where that can be."""
         packed = self.packed_map()
+        shape = *x.shape[:2], -1, self.head_width
         if packed is None:
-            y = torch.cat([m(x) for m in (self.q, self.k, self.v)], -1)
-        else:
-            y = F.linear(x, *packed)
-        y = y.view(*x.shape[:2], -1, self.head_width)
+            return self.q(x).view(shape), self.k(x).view(shape), self.v(x).view(shape)
+        y = F.linear(x, *packed).view(shape)
         q, k, v = torch.split(y, [self.heads, self.kv_heads, self.kv_heads], 2)
         return q, k, v
 
