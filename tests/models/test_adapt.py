@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from feedfwd.errors import ConfigError
-from feedfwd.ffn import FFNSpec, explain
+from feedfwd.ffn import FFNSpec
 from feedfwd.ffn.lora import adapter_state, lora_layers
 from feedfwd.models.adapt import layer_rates, merge, prepare
 from feedfwd.models.encoder import Encoder
@@ -144,4 +144,5 @@ def test_the_fused_feed_forward_serves_adapted_models_too(settings: dict[str, An
     prepare(model, "lora", rank=4)
     x = torch.randn(2, 5, 32)
     for block in model.each_block():
-        assert explain(block.ffn, x).fast, str(explain(block.ffn, x))
+        path = block.ffn.explain(x)  # type: ignore[operator]
+        assert path.fast, str(path)
