@@ -3,9 +3,10 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 
-from feedfwd.data.ngrams import ngrams
+from feedfwd.data.ngrams import named_ngrams, ngrams
 from feedfwd.data.ragged import PAD, Ragged, RaggedBatches
 
 
@@ -19,6 +20,19 @@ def test_character_ngrams_are_those_of_the_definition() -> None:
     texts = ["How do I locate my card?", "I", "", "酒店很好,早餐不错", "🙂 straße"]
     rows = ngrams(texts, 1 << 30, words=0, chars=(2, 5))
     assert rows.lengths.tolist() == [plain(text, (2, 5)) for text in texts]
+
+
+@pytest.mark.parametrize("text", ["", "I", "hi", "a b"])
+def test_a_text_shorter_than_the_longest_run_stands_alone(text: str) -> None:
+    assert ngrams([text], 1 << 30, words=0).lengths.tolist() == [plain(text, (2, 5))]
+    assert len(ngrams([text], 1 << 30, words=5, chars=(0, 0))) == 1
+
+
+@pytest.mark.parametrize("text", ["How do I locate my card?", "酒店很好,早餐不错", "", "no no NO"])
+def test_names_and_buckets_are_those_of_the_text(text: str) -> None:
+    named = named_ngrams(text, 1 << 20, words=3)
+    assert sorted({bucket for _, bucket in named}) == next(iter(ngrams([text], 1 << 20, words=3))).tolist()
+    assert all(piece in " ".join(text.casefold().split()).join("  ") for piece, _ in named)
 
 
 def test_words_and_pairs_of_words_are_found_wherever_they_stand() -> None:

@@ -3,7 +3,7 @@
 The hash is arithmetic on code points, the same in every process and on every machine, and done for all texts at once.
 """
 
-# K code points of all texts together
+# K code points of all texts together, R runs of them
 
 import unicodedata
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ import torch
 from feedfwd.data.ragged import Ragged
 
 Hashes = npt.NDArray[np.uint64]
+Runs = tuple[np.ndarray, np.ndarray, Hashes]  # (R,) each: where a run begins, where it ends, its hash
 
 BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2**64
 INVERSE = pow(BASE, -1, 2**64)
@@ -41,8 +42,40 @@ def ngrams(texts: Sequence[str], buckets: int, *, words: int = 2, chars: tuple[i
     return Ragged.concatenated(parts)
 
 
+def named_ngrams(text: str, buckets: int, *, words: int = 2, chars: tuple[int, int] = (2, 5)) -> list[tuple[str, int]]:
+    """The n-grams of one text as they read, each once, with its bucket.
+
+    >>> named = named_ngrams("Lost card", 1 << 20, chars=(0, 0))
+    >>> [piece for piece, _ in named]
+    ['lost', 'card', 'lost card']
+    >>> sorted(bucket for _, bucket in named) == next(iter(ngrams(["Lost card"], 1 << 20, chars=(0, 0)))).tolist()
+    True
+    """
+    folded = _folded(text)
+    found: dict[tuple[str, int], None] = {}
+    for starts, ends, hashes in _runs([folded], words, chars)[1]:
+        for start, end, bucket in zip(starts, ends, _mixed(hashes) % np.uint64(buckets), strict=True):
+            found[folded[start:end], int(bucket)] = None
+    return list(found)
+
+
+def _folded(text: str) -> str:
+    return " " + " ".join(unicodedata.normalize("NFKC", text).casefold().split()) + " "
+
+
 def _some(texts: Sequence[str], buckets: int, words: int, chars: tuple[int, int]) -> Ragged:
-    folded = [" " + " ".join(unicodedata.normalize("NFKC", text).casefold().split()) + " " for text in texts]
+    folded = [_folded(text) for text in texts]
+    text_K, runs = _runs(folded, words, chars)
+    owner = np.concatenate([text_K[starts] for starts, _, _ in runs]) if runs else np.zeros(0, np.int64)
+    bucket = np.concatenate([_mixed(hashes) % np.uint64(buckets) for _, _, hashes in runs]) if runs else owner
+    pairs = np.sort(owner.astype(np.int64) * buckets + bucket.astype(np.int64))  # np.unique is 20 times slower here
+    pairs = pairs[np.diff(pairs, prepend=-1) > 0]
+    lengths = np.bincount(pairs // buckets, minlength=len(folded))
+    return Ragged(torch.from_numpy((pairs % buckets).astype(np.int32)), torch.from_numpy(lengths))
+
+
+def _runs(folded: Sequence[str], words: int, chars: tuple[int, int]) -> tuple[np.ndarray, list[Runs]]:
+    """Which text each code point belongs to (K,), and the runs of each length."""
     points = np.frombuffer("".join(folded).encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.int64)
     text_K = np.repeat(np.arange(len(folded)), [len(text) for text in folded])
     with np.errstate(over="ignore"):
@@ -54,30 +87,20 @@ def _some(texts: Sequence[str], buckets: int, words: int, chars: tuple[int, int]
         back = np.full(len(points) + 1, INVERSE, np.uint64)
         back[0] = 1
         back = np.cumprod(back)
-        found = [*_of_chars(text_K, prefix, back, chars), *_of_words(points, text_K, prefix, back, words)]
-    owner = np.concatenate([texts_of for texts_of, _ in found]) if found else np.zeros(0, np.int64)
-    bucket = np.concatenate([_mixed(hashes) % np.uint64(buckets) for _, hashes in found]) if found else owner
-    pairs = np.sort(owner.astype(np.int64) * buckets + bucket.astype(np.int64))  # np.unique is 20 times slower here
-    pairs = pairs[np.diff(pairs, prepend=-1) > 0]
-    lengths = np.bincount(pairs // buckets, minlength=len(folded))
-    return Ragged(torch.from_numpy((pairs % buckets).astype(np.int32)), torch.from_numpy(lengths))
+        return text_K, [*_of_words(points, text_K, prefix, back, words), *_of_chars(text_K, prefix, back, chars)]
 
 
-def _of_chars(
-    text_K: np.ndarray, prefix: Hashes, back: Hashes, chars: tuple[int, int]
-) -> list[tuple[np.ndarray, Hashes]]:
-    """(text, hash) of every run of so many characters that stays in its text."""
+def _of_chars(text_K: np.ndarray, prefix: Hashes, back: Hashes, chars: tuple[int, int]) -> list[Runs]:
+    """Every run of so many characters that stays in its text."""
     found = []
     for n in range(max(1, chars[0]), chars[1] + 1):
-        starts = np.flatnonzero(text_K[: len(text_K) - n + 1] == text_K[n - 1 :])
-        found.append((text_K[starts], (prefix[starts + n] - prefix[starts]) * back[starts] + np.uint64(n)))
+        starts = np.flatnonzero(text_K[: max(0, len(text_K) - n + 1)] == text_K[n - 1 :])
+        found.append((starts, starts + n, (prefix[starts + n] - prefix[starts]) * back[starts] + np.uint64(n)))
     return found
 
 
-def _of_words(
-    points: np.ndarray, text_K: np.ndarray, prefix: Hashes, back: Hashes, words: int
-) -> list[tuple[np.ndarray, Hashes]]:
-    """(text, hash) of every run of 1 to `words` words."""
+def _of_words(points: np.ndarray, text_K: np.ndarray, prefix: Hashes, back: Hashes, words: int) -> list[Runs]:
+    """Every run of 1 to `words` words."""
     kinds, place = np.unique(points, return_inverse=True)
     inside_K = np.array([chr(k).isalnum() or chr(k) == "'" for k in kinds.tolist()], bool)[place]
     alone_K = np.array([any(low <= k <= high for low, high in UNSPACED) for k in kinds.tolist()], bool)[place]
@@ -89,11 +112,10 @@ def _of_words(
     found, run = [], hashes
     for n in range(1, words + 1):
         if n > 1:
-            same = owner[: len(owner) - n + 1] == owner[n - 1 :]
-            run = run[: len(same)] * np.uint64(PAIR) + hashes[n - 1 :]
-            found.append((owner[: len(same)][same], run[same]))
-        else:
-            found.append((owner, run))
+            run = run[: max(0, len(owner) - n + 1)] * np.uint64(PAIR) + hashes[n - 1 :]
+        first, last = starts[: len(run)], ends[n - 1 :]
+        same = owner[: len(run)] == owner[n - 1 :]
+        found.append((first[same], last[same], run[same]))
     return found
 
 
