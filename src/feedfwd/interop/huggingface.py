@@ -73,9 +73,8 @@ def _known_names(family: Family, tensors: Mapping[str, Tensor]) -> dict[str, Ten
         if not any(re.fullmatch(pattern, name) for pattern in family.ignored):
             found[name] = tensor
     for other, name in family.same.items():
-        if other in found:
-            found.setdefault(name, found[other])
-            del found[other]
+        if other in found:  # where the two differ, this one is used
+            found[name] = found.pop(other)
     return found
 
 
@@ -220,6 +219,8 @@ def to_theirs(family: Family, model: Transformer) -> dict[str, Tensor]:
         for name, part in zip(pair.theirs, whole.chunk(len(pair.theirs)), strict=True):
             name = name.removeprefix(family.prefix) if model.head_kind == "none" else name
             found[name.format(block)] = part.float().contiguous().clone()
+    if not model.tied:
+        found |= {other: found[name].clone() for other, name in family.same.items() if name in found}
     if left:
         raise ConfigError(f"family {family.name!r} has no place for {min(left)!r}", hint="merge adapters first")
     return found
