@@ -62,9 +62,19 @@ def fit(
         str | None,
         typer.Argument(
             metavar="SOURCE",
-            help="digits, iris, wine, breast_cancer, diabetes, mnist, fashion_mnist, an .npz file, or a folder of "
-            "images by class. An existing path wins over a name.",
+            help="A table (.csv, .tsv, .parquet, .jsonl, .xlsx); digits, iris, wine, breast_cancer, diabetes, mnist, "
+            "fashion_mnist; an .npz file, or a folder of images by class. An existing path wins over a name.",
             show_default=False,
+        ),
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Of a table: the column to predict; several of numbers if given again."),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            metavar="random|time:COL|group:COL", help="Of a table: how its test part is split off.  [default: random]"
         ),
     ] = None,
     test: Annotated[str | None, typer.Option(metavar="SOURCE", help="A test part of its own.")] = None,
@@ -78,8 +88,8 @@ def fit(
     dry_run: DryRun = False,
     resume: ResumeRun = None,
 ) -> None:
-    """Train a feed-forward network on arrays or images."""
-    from feedfwd.config import FitConfig, parse
+    """Train a feed-forward network on a table, arrays or images."""
+    from feedfwd.config import FitConfig, merge, parse
     from feedfwd.errors import ConfigError
     from feedfwd.recipes import fit as recipe
     from feedfwd.recipes.console import Terminal
@@ -88,6 +98,7 @@ def fit(
     flags: dict[str, Any] = {
         "source": source,
         "test": test,
+        "target": target or None,
         "data_dir": str(data_dir) if data_dir else None,
         "effort": effort,
         "minutes": minutes,
@@ -95,11 +106,12 @@ def fit(
     }
     with Terminal() as terminal:
         if resume is not None:
-            refuse_beside_resume(flags, set_=set_, run=run, config=config)
+            refuse_beside_resume(flags, split=split, set_=set_, run=run, config=config)
             opened(resume, "fit")
             recipe.resume(resume, terminal, started=STARTED)
             return
-        settings = layered(FitConfig, config, set_, flags)
+        splitting = {"data": {"split": split}} if split is not None else {}
+        settings = merge(layered(FitConfig, config, set_, flags), splitting)
         if "source" not in settings:
             raise ConfigError("no SOURCE to train on", hint="try: feedfwd fit digits")
         chosen = parse(FitConfig, settings)
@@ -290,7 +302,7 @@ def predict(
         str,
         typer.Argument(
             metavar="DATA",
-            help="An .npz or .npy file, an image, a folder of images; for a run of "
+            help="A table, an .npz or .npy file, an image, a folder of images; for a run of "
             "`finetune` a file of texts, or a text.",
         ),
     ],

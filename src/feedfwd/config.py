@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import tomli_w
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from feedfwd.errors import ConfigError
 
@@ -28,6 +28,7 @@ Positive = Annotated[Real, Field(gt=0)]
 NonNegative = Annotated[Real, Field(ge=0)]
 Share = Annotated[Real, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
+Names = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 
 
 S = TypeVar("S", bound="Settings")
@@ -75,6 +76,11 @@ class DataConfig(Settings):
     test_seed: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(
         None, description="seed of the test part's split; not given: `seed`"
     )
+    split: str = Field("random", description="tables: random, time:COLUMN (the latest are the test part), group:COLUMN")
+    drop: Names = Field(default_factory=list, description="tables: columns that are not to be used")
+    task: Literal["auto", "classify", "regress"] = Field(
+        "auto", description="tables: whether whole numbers are classes"
+    )
     augment: Literal["auto", "none"] = Field("auto", description="none: an effort's preset deforms no images")
     mixup: NonNegative = Field(0.0, description="alpha of the Beta distribution (arXiv 1710.09412); 0: off")
     noise: NonNegative = Field(0.0, description="Gaussian noise on standardised inputs, standard deviation")
@@ -85,6 +91,9 @@ class DataConfig(Settings):
     def _fold_exists(self) -> Self:
         if self.folds is not None and self.fold >= self.folds:
             raise ValueError(f"data.fold={self.fold} is not below data.folds={self.folds}")
+        way, colon, column = self.split.partition(":")
+        if self.split != "random" and not (way in ("time", "group") and colon and column):
+            raise ValueError(f"data.split={self.split!r} is none of random, time:COLUMN, group:COLUMN")
         return self
 
 
@@ -97,6 +106,8 @@ class ModelConfig(Settings):
     input_dropout: Share = 0.0
     noise: NonNegative = Field(0.0, description="Gaussian noise on every layer's input while training")
     base_width: Count = Field(128, description="ffn.init=mup: width whose best learning rate serves every width")
+    numbers: Literal["plain", "periodic", "piecewise"] = Field("piecewise", description="tables: embedding of numbers")
+    members: Count = Field(1, description="tables: networks in one, trained side by side (arXiv 2410.24210)")
 
 
 class LossConfig(Settings):
@@ -193,6 +204,7 @@ class FitConfig(Recipe):
 
     source: str
     test: str | None = Field(None, description="a source of its own for the test part")
+    target: Names = Field(default_factory=list, description="tables: the column to predict, or several of numbers")
     data_dir: str | None = Field(None, description="folder that holds the built-in data sets' files")
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()

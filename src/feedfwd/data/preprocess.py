@@ -17,8 +17,48 @@ from feedfwd.errors import DataError
 CHUNK = 2**19  # numbers handled at once: 2 MB, which stay in the cache
 
 
+class Goal:
+    """How the targets of a data set become what the loss compares with, and predictions the targets' units again."""
+
+    task: Task
+    classes: tuple[str, ...] | None
+    target_mean: Tensor | None  # () or (T,), for regression
+    target_std: Tensor | None
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers the network gives for an example: classes, or targets."""
+        if self.classes is not None:
+            return len(self.classes)
+        return 1 if self.target_mean is None or self.target_mean.dim() == 0 else len(self.target_mean)
+
+    def targets(self, data: Dataset) -> Tensor:
+        """What the loss compares with: (N,) class numbers by the training classes, or standardised numbers."""
+        if data.task != self.task:
+            kinds = {"classify": "classes", "regress": "real numbers"}
+            raise DataError(
+                f"{data.name} has {kinds[data.task]} as targets, but the model was trained on {kinds[self.task]}",
+                hint="store y as whole numbers or names for classes, as floats for real numbers",
+            )
+        if self.classes is not None:
+            return data.recode(self.classes).targets
+        assert self.target_mean is not None and self.target_std is not None
+        if data.targets.shape[1:] != self.target_mean.shape:
+            raise DataError(
+                f"{data.name} has targets of shape {tuple(data.targets.shape)}, but the model predicts {self.outputs}",
+                hint="give the columns that the model was trained on",
+            )
+        return (data.targets - self.target_mean) / self.target_std
+
+    def restore(self, outputs: Tensor) -> Tensor:
+        """Predictions in the target's units; class scores as they are."""
+        if self.target_mean is None or self.target_std is None:
+            return outputs
+        return outputs * self.target_std.to(outputs.device) + self.target_mean.to(outputs.device)
+
+
 @dataclass(frozen=True, eq=False)
-class Preprocessor:
+class Preprocessor(Goal):
     """What was learnt of the training data's scale, and all that is needed to read new data the same way.
 
     Inputs become (x - mean) / std: images by one mean and std over all pixels, features each by its own; a constant
@@ -49,8 +89,8 @@ class Preprocessor:
         """Learns the scales from training data; DataError where there is nothing to learn from."""
         train.check_trainable()
         x, y = train.inputs, train.targets
-        mean, std = _pixel_moments(x) if train.is_image else _moments(x)
-        target_mean, target_std = _moments(y) if train.task == "regress" else (None, None)
+        mean, std = _pixel_moments(x) if train.is_image else moments(x)
+        target_mean, target_std = moments(y) if train.task == "regress" else (None, None)
         return cls(
             tuple(x.shape[1:]),
             mean,
@@ -69,12 +109,9 @@ class Preprocessor:
         """D: how many numbers the network takes for an example."""
         return math.prod(self.shape)
 
-    @property
-    def outputs(self) -> int:
-        """How many numbers the network gives for an example: classes, or targets."""
-        if self.classes is not None:
-            return len(self.classes)
-        return 1 if self.target_mean is None or self.target_mean.dim() == 0 else len(self.target_mean)
+    def examples(self, data: Dataset) -> Tensor:
+        """(N, D) of a data set's examples."""
+        return self.inputs(data.inputs, data.name)
 
     def inputs(self, x: Tensor | np.ndarray, where: str = "the input") -> Tensor:
         """(N, D) float32, standardised. `x` has the training data's shape or is flattened, else DataError."""
@@ -88,30 +125,6 @@ class Preprocessor:
         ):  # two passes over what stays in the cache
             torch.sub(part, float(self.mean), out=result).mul_(1 / float(self.std))
         return out
-
-    def targets(self, data: Dataset) -> Tensor:
-        """What the loss compares with: (N,) class numbers by the training classes, or standardised numbers."""
-        if data.task != self.task:
-            kinds = {"classify": "classes", "regress": "real numbers"}
-            raise DataError(
-                f"{data.name} has {kinds[data.task]} as targets, but the model was trained on {kinds[self.task]}",
-                hint="store y as whole numbers or names for classes, as floats for real numbers",
-            )
-        if self.classes is not None:
-            return data.recode(self.classes).targets
-        assert self.target_mean is not None and self.target_std is not None
-        if data.targets.shape[1:] != self.target_mean.shape:
-            raise DataError(
-                f"{data.name} has targets of shape {tuple(data.targets.shape)}, but the model predicts {self.outputs}",
-                hint="give the columns that the model was trained on",
-            )
-        return (data.targets - self.target_mean) / self.target_std
-
-    def restore(self, outputs: Tensor) -> Tensor:
-        """Predictions in the target's units; class scores as they are."""
-        if self.target_mean is None or self.target_std is None:
-            return outputs
-        return outputs * self.target_std.to(outputs.device) + self.target_mean.to(outputs.device)
 
     def to_json(self) -> str:
         """All of it as text; float32 values come back exactly."""
@@ -151,7 +164,7 @@ class Preprocessor:
         return float(pixels.max()) > 2.0
 
 
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation over the examples, float32; the deviation of what is constant is 1."""
     mean = x.mean(0, dtype=torch.float64)
     std = (x - mean).square_().mean(0).sqrt_()

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from feedfwd.data.batches import derived_seed
 from feedfwd.data.dataset import Dataset
+from feedfwd.data.tables import TableData
 from feedfwd.errors import DataError
 
 
@@ -63,6 +64,30 @@ def fold(dataset: Dataset, folds: int, index: int, seed: int) -> tuple[Dataset, 
     number = torch.empty(n, dtype=torch.int64)
     number[order] = torch.arange(n) % folds  # class after class, dealt out like cards
     return dataset.subset((number != index).nonzero()[:, 0]), dataset.subset((number == index).nonzero()[:, 0])
+
+
+def split_by(dataset: TableData, fraction: float, seed: int, way: str) -> tuple[TableData, TableData]:
+    """(rest, part) of a table by its column `by`: the latest rows by time, or whole groups, about `fraction` of all.
+
+    Rows of one time stay together, and so do those of one group: no group stands in both parts.
+    """
+    n, by = len(dataset), dataset.by
+    assert by is not None, "load_table was given the column"
+    ranks = torch.from_numpy(by.rank("dense").to_numpy().astype("int64")) - 1
+    sizes = ranks.bincount()
+    order = torch.arange(len(sizes)).flip(0)
+    if way == "group":
+        order = torch.randperm(len(sizes), generator=torch.Generator().manual_seed(derived_seed(seed, 3)))
+    taken = sizes[order].cumsum(0)
+    chosen = order[: int((taken <= max(1, round(n * fraction))).sum()) or 1]
+    if len(chosen) == len(sizes):
+        what = "times" if way == "time" else "groups"
+        raise DataError(
+            f"{dataset.name} has {len(sizes)} {what} in {by.name!r}: too few to split by",
+            hint="use --split random, or another column",
+        )
+    inside = torch.isin(ranks, chosen)
+    return dataset.subset((~inside).nonzero()[:, 0]), dataset.subset(inside.nonzero()[:, 0])
 
 
 def _by_class(order: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,8 @@ def fit(
     *,
     run: str | Path | None = None,
     test: str | None = None,
+    target: str | list[str] | None = None,
+    split: str | None = None,
     effort: str | None = None,
     minutes: float | None = None,
     seed: int | None = None,
@@ -23,18 +25,22 @@ def fit(
 ) -> Predictor:
     """Train on a source, as the command `feedfwd fit` does, and return the trained predictor.
 
+    `target` is the column of a table to predict, `split` how its test part is found: random, time:COLUMN, group:COLUMN.
     `settings` holds further settings by dotted key, such as {"ffn.activation": "gelu"}; `source` may also be a whole
     FitConfig. Raises FeedfwdError for what can't be trained.
     """
     config = source if isinstance(source, FitConfig) else FitConfig(source=source)
     flags = {
         "test": test,
+        "target": [target] if isinstance(target, str) else target,
         "effort": effort,
         "minutes": minutes,
         "seed": seed,
         "data_dir": None if data_dir is None else str(data_dir),
     }
-    given = {key: value for key, value in flags.items() if value is not None}
+    given: dict[str, Any] = {key: value for key, value in flags.items() if value is not None}
+    if split is not None:
+        given["data"] = {"split": split}
     config = parse(FitConfig, merge(config.said(), given))
     for key, value in (settings or {}).items():
         config = config.with_(key, value)

@@ -3,12 +3,16 @@
 import csv
 import io
 import json
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from feedfwd.checkpoint import Run, write_text
 from feedfwd.config import FitConfig, parse
+from feedfwd.data.dataset import Dataset
 from feedfwd.data.readers import load, load_inputs
+from feedfwd.data.table_preprocess import TablePreprocessor
+from feedfwd.data.tables import TableData, load_table
 from feedfwd.errors import ConfigError
 from feedfwd.evaluate.evaluate import details
 from feedfwd.recipes.console import Listener
@@ -38,9 +42,11 @@ def evaluate_run(
             config = config.with_("data_dir", str(data_dir))
         data, name = parts(config, resolved=True).test, f"the test part of {config.source}"
     else:
-        train, test = load(source, data_dir=data_dir)
-        data, name = test or train, source
-    answers = predictor.answers(predictor.transform(data.inputs, name))
+        data, name = _labelled(predictor, source, data_dir), source
+    x, notes = predictor.read(data if isinstance(data, TableData) else data.inputs, name)
+    for note in notes if source is not None else ():
+        listener.say(f"note: {note}")
+    answers = predictor.answers(x)
     scores = predictor.scores(answers, data)
     known = data if predictor.classes is None else data.recode(predictor.classes)
     found = details(answers, known.targets, classes=predictor.classes)["intervals"]
@@ -51,6 +57,16 @@ def evaluate_run(
     return scores
 
 
+def _labelled(predictor: Predictor, source: str, data_dir: Path | None) -> Dataset:
+    """A labelled source of the kind that the run was trained on."""
+    found = predictor.preprocess
+    if isinstance(found, TablePreprocessor):
+        task: Literal["classify", "regress"] = "regress" if found.classes is None else "classify"
+        return load_table(source, found.target_names or (), task=task, kinds=found.kinds)
+    train, test = load(source, data_dir=data_dir)
+    return test or train
+
+
 def predict_run(path: Path, source: str, out: Path | None, listener: Listener, *, data_dir: Path | None = None) -> None:
     """Answers for inputs without labels, as CSV or JSON lines; to the screen where no file is named."""
     if out is not None and out.suffix not in (".csv", ".jsonl"):
@@ -59,8 +75,14 @@ def predict_run(path: Path, source: str, out: Path | None, listener: Listener, *
         write_rows(predict_labelled(path, source), out, listener)
         return
     predictor = Predictor.load(path)
-    inputs, files = load_inputs(source, data_dir=data_dir)
-    answers = predictor.answers(predictor.transform(inputs, source))
+    if isinstance(predictor.preprocess, TablePreprocessor):
+        (x, notes), files = predictor.read(source, source), None
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)  # the answers have the screen
+    else:
+        inputs, files = load_inputs(source, data_dir=data_dir)
+        x = predictor.transform(inputs, source)
+    answers = predictor.answers(x)
     rows = []
     for i, answer in enumerate(answers):
         row: dict[str, Any] = {"example": files[i] if files is not None else i}

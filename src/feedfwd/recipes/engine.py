@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from feedfwd.models.mlp_fast import FastMLP, uncompiled_because
+from feedfwd.models.tabular import Tabular
 from feedfwd.recipes.prepare import Prepared, optimizer_for, plain_because
 from feedfwd.train.adversarial import adversarial
 from feedfwd.train.lean import LeanAdam
@@ -23,7 +24,7 @@ class Engine:
 
 def engine(p: Prepared, lr: float) -> Engine:
     """The fast path for `p.model` where it serves; from then on its parameters are views of one flat tensor."""
-    if plain_because(p.config, p.model) is not None:
+    if isinstance(p.model, Tabular) or plain_because(p.config, p.model) is not None:
         reach = p.config.train.adversarial
         return Engine(optimizer_for(p.model, p.config, lr), adversarial(reach) if reach else autograd, p.precision)
     fast = FastMLP(p.model, output_gradient(p.loss), bf16=p.precision.name == "bf16")
@@ -39,7 +40,7 @@ def engine(p: Prepared, lr: float) -> Engine:
 def way(p: Prepared) -> str:
     """In words, how the gradients are found, and why not faster. What a run's bits depend on beside its settings."""
     reason = plain_because(p.config, p.model)
-    if reason is not None:
+    if reason is not None or isinstance(p.model, Tabular):
         return f"autograd ({reason})"
     reason = uncompiled_because(p.model, p.config.train.batch_size, p.precision.name == "bf16")
     return "the chain rule in compiled C" if reason is None else f"the chain rule in torch's operations ({reason})"

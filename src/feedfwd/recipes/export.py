@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from feedfwd.data.preprocess import Preprocessor
 from feedfwd.errors import ConfigError, RunError, nearest
 from feedfwd.recipes.console import Listener
 from feedfwd.recipes.predictor import Predictor
@@ -57,6 +58,7 @@ class Answering(nn.Module):
 
     def __init__(self, predictor: Predictor) -> None:
         super().__init__()
+        assert isinstance(predictor.preprocess, Preprocessor)
         self.model, self.preprocess = predictor.model, predictor.preprocess
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -73,6 +75,8 @@ def _onnx(path: Path, listener: Listener) -> Callable[[Path], object]:
     from feedfwd.interop.onnx import export_onnx
 
     predictor = Predictor.load(path)
+    if not isinstance(predictor.preprocess, Preprocessor):
+        raise ConfigError(f"{path} reads raw rows of a table, which --to onnx can't express", hint="use ff.load(run)")
     classes = predictor.classes
 
     def write(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """A trained network together with what turns raw inputs into its inputs and its outputs into answers."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,45 +12,67 @@ from feedfwd.checkpoint import Run
 from feedfwd.config import FitConfig, parse
 from feedfwd.data.dataset import Dataset
 from feedfwd.data.preprocess import Preprocessor
+from feedfwd.data.table_preprocess import TablePreprocessor, from_json
 from feedfwd.errors import DataError, RunError
 from feedfwd.evaluate.metrics import classification_scores, regression_scores
 from feedfwd.models.mlp import MLP
+from feedfwd.models.tabular import Tabular
 from feedfwd.recipes.verbs import opened
 
 CHUNK = 4096  # examples at a time: large enough to be fast, small enough for any memory
 
 
-def build_model(config: FitConfig, preprocess: Preprocessor) -> MLP:
+def build_model(config: FitConfig, preprocess: Preprocessor | TablePreprocessor) -> MLP | Tabular:
     """The network that the settings describe, for the data that `preprocess` was fitted to."""
     outputs = 1 if config.loss.name == "binary_cross_entropy" else preprocess.outputs
     m, f = config.model, config.ffn
-    return MLP(
-        [preprocess.width, *m.hidden, outputs],
-        f.activation,
-        kind=f.kind,
-        init=f.init,
-        bias=f.bias,
-        dropout=f.dropout,
-        norm=None if m.norm == "none" else m.norm,
-        residual=m.residual,
-        input_dropout=m.input_dropout,
-        noise=m.noise,
-        base_width=m.base_width,
-        options=f.options,
+    options: dict[str, Any] = {
+        "activation": f.activation,
+        "kind": f.kind,
+        "init": f.init,
+        "bias": f.bias,
+        "dropout": f.dropout,
+        "norm": None if m.norm == "none" else m.norm,
+        "residual": m.residual,
+        "input_dropout": m.input_dropout,
+        "noise": m.noise,
+        "base_width": m.base_width,
+        "options": f.options,
+    }
+    if isinstance(preprocess, Preprocessor):
+        return MLP([preprocess.width, *m.hidden, outputs], **options)
+    return Tabular(
+        preprocess.edges,
+        preprocess.layout.plain,
+        preprocess.layout.categories,
+        m.hidden,
+        outputs,
+        numbers=m.numbers,
+        members=m.members,
+        classify=preprocess.classes is not None,
+        **options,
     )
+
+
+def read_preprocess(run: Run) -> Preprocessor | TablePreprocessor:
+    """What preprocess.json holds: of a table, or of arrays and images."""
+    text = run.read_text(run.preprocess_file)
+    return from_json(text) or Preprocessor.from_json(text)
 
 
 class Predictor:
     """What `ff.load(run)` gives: `predict`, `predict_proba`, `score`, and `model`, a plain nn.Module."""
 
-    def __init__(self, model: MLP, preprocess: Preprocessor, run: Path | None = None) -> None:
+    def __init__(
+        self, model: MLP | Tabular, preprocess: Preprocessor | TablePreprocessor, run: Path | None = None
+    ) -> None:
         self.model, self.preprocess, self.run = model, preprocess, run
 
     @classmethod
     def load(cls, path: Path) -> "Predictor":
         run = opened(path, "fit")
         config = parse(FitConfig, run.settings())
-        preprocess = Preprocessor.from_json(run.read_text(run.preprocess_file))
+        preprocess = read_preprocess(run)
         model = build_model(config, preprocess)
         try:
             model.load_state_dict(run.load_model())
@@ -70,8 +93,22 @@ class Predictor:
         return run.read_json(run.result_file)
 
     def transform(self, inputs: Any, where: str = "the input") -> Tensor:
-        """Raw inputs (N, ...) as the network sees them, (N, D); errors call them `where`."""
-        return self.preprocess.inputs(inputs, where).to(self._device())
+        """Raw inputs (N, ...) as the network sees them, (N, D); errors call them `where`.
+
+        Of a table: a file, a polars or pandas frame, or dictionaries. Columns that drifted since training, and cells
+        that don't fit, come as warnings.
+        """
+        x, notes = self.read(inputs, where)
+        for note in notes:
+            warnings.warn(f"{where}: {note}", stacklevel=3)
+        return x
+
+    def read(self, inputs: Any, where: str) -> tuple[Tensor, list[str]]:
+        """The same, with what would be warned of."""
+        if isinstance(self.preprocess, TablePreprocessor):
+            x, notes = self.preprocess.read(inputs, where)
+            return x.to(self._device()), notes
+        return self.preprocess.inputs(inputs, where).to(self._device()), []
 
     def outputs(self, x: Tensor) -> Tensor:
         """The network's outputs (N, O) for transformed inputs (N, D), in evaluation mode, chunk by chunk."""

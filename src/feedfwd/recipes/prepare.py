@@ -14,10 +14,16 @@ from feedfwd.data.batches import TensorBatches, Transform
 from feedfwd.data.dataset import Dataset
 from feedfwd.data.preprocess import Preprocessor
 from feedfwd.data.readers import load
-from feedfwd.data.split import fold, split
+from feedfwd.data.split import fold, split, split_by
+from feedfwd.data.table_checks import leaks, shared_rows
+from feedfwd.data.table_files import FORMS as TABLES
+from feedfwd.data.table_files import is_table
+from feedfwd.data.table_preprocess import TablePreprocessor
+from feedfwd.data.tables import TableData, load_table
 from feedfwd.errors import ConfigError, DataError
 from feedfwd.models.mlp import MLP
 from feedfwd.models.mlp_fast import lacks, uncompiled_because
+from feedfwd.models.tabular import Tabular, per_member
 from feedfwd.recipes.predictor import Predictor, build_model
 from feedfwd.recipes.presets import Facts, preset
 from feedfwd.train.losses import Loss, build_loss
@@ -47,7 +53,7 @@ class Prepared:
     notes: list[str] = field(default_factory=list)
 
     @property
-    def model(self) -> MLP:
+    def model(self) -> MLP | Tabular:
         return self.predictor.model
 
     def batches(self) -> TensorBatches:
@@ -91,16 +97,19 @@ def prepare(config: FitConfig, *, resolved: bool = False) -> Prepared:
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
     device = usable_device(config.train.device)
-    preprocess = Preprocessor.fit(training)
+    table = isinstance(training, TableData)
+    preprocess = TablePreprocessor.fit(training) if isinstance(training, TableData) else Preprocessor.fit(training)
     torch.manual_seed(config.seed)
     config = _checked(config, training)
     model = _built(config, preprocess).to(device)
-    fast = plain_because(config, model) is None and uncompiled_because(model, config.train.batch_size) is None
+    plain = isinstance(model, Tabular) or plain_because(config, model) is not None
+    fast = not plain and isinstance(model, MLP) and uncompiled_because(model, config.train.batch_size) is None
     pays_from = PAYS_FROM_IF_COMPILED if fast else PAYS_FROM
-    precision = choose(config.train.precision, device, products(model, config.train.batch_size), pays_from)
+    rows = config.train.batch_size * (config.model.members if table else 1)
+    precision = choose(config.train.precision, device, products(model, rows), pays_from)
 
     def part(data: Dataset) -> Part:
-        return Part(data, preprocess.inputs(data.inputs).to(device), preprocess.targets(data).to(device))
+        return Part(data, preprocess.examples(data).to(device), preprocess.targets(data).to(device))
 
     return Prepared(
         config=config,
@@ -115,8 +124,10 @@ def prepare(config: FitConfig, *, resolved: bool = False) -> Prepared:
     )
 
 
-def plain_because(config: FitConfig, model: MLP) -> str | None:
+def plain_because(config: FitConfig, model: MLP | Tabular) -> str | None:
     """Why autograd finds the gradients; None where the chain rule written out does."""
+    if isinstance(model, Tabular):
+        return "the columns are embedded"
     if config.train.adversarial:
         return "adversarial training differentiates the inputs"
     if model.growth:
@@ -134,10 +145,13 @@ class Parts(NamedTuple):
 
 def parts(config: FitConfig, *, resolved: bool = False) -> Parts:
     """The settings with their preset, the training, validation and test parts, and what the user should know."""
-    whole, own_test = load(config.source, data_dir=config.data_dir)
+    whole, own_test = _loaded(config)
     if config.test is not None:
-        other, others_test = load(config.test, data_dir=config.data_dir)
-        own_test = _like(others_test or other, whole, config.test)
+        if isinstance(whole, TableData):
+            own_test = _like(_like_table(whole, config.test), whole, config.test)
+        else:
+            other, others_test = load(config.test, data_dir=config.data_dir)
+            own_test = _like(others_test or other, whole, config.test)
     if own_test is not None and config.data.folds is not None:
         raise ConfigError(
             f"data.folds={config.data.folds} would cut up {config.source}, which has a test part of its own",
@@ -149,22 +163,53 @@ def parts(config: FitConfig, *, resolved: bool = False) -> Parts:
             examples=len(whole),
             image=min(whole.inputs.shape[1:3]) if whole.is_image else None,
             augment=config.data.augment == "auto",
+            table=isinstance(whole, TableData),
+            regress=whole.task == "regress",
         )
         config = config.over(preset(config.effort, facts))
     test_seed = config.seed if config.data.test_seed is None else config.data.test_seed
     if own_test is not None:
         rest, test = whole, own_test
     elif config.data.folds is not None:
+        if config.data.split != "random":
+            raise ConfigError(f"data.folds can't go by --split {config.data.split}", hint="leave one of the two out")
         rest, test = fold(whole, config.data.folds, config.data.fold, test_seed)
     else:
-        rest, test = split(whole, config.data.test, test_seed)
+        rest, test = _cut(whole, config.data.test, test_seed, config)
     training, validation = rest, None
     if config.data.validation > 0:
-        training, validation = split(rest, config.data.validation, config.seed)
+        training, validation = _cut(rest, config.data.validation, config.seed, config)
     notes = list(dict.fromkeys([*whole.notes, *training.notes]))
+    if isinstance(rest, TableData) and isinstance(test, TableData):
+        notes += [*leaks(rest), *shared_rows(rest, test)]
     if validation is None:
         notes.append("trained on all training examples: none is held back for validation, and nothing chosen by one")
     return Parts(config, training, validation, test, notes)
+
+
+def _loaded(config: FitConfig) -> tuple[Dataset, Dataset | None]:
+    """A table, or whatever else the source is; ConfigError for settings that only tables have."""
+    d = config.data
+    if is_table(config.source):
+        by = d.split.partition(":")[2] or None
+        return load_table(config.source, config.target, task=d.task, drop=d.drop, by=by), None
+    for name, said in (("--target", config.target), ("--split", d.split != "random"), ("data.drop", d.drop)):
+        if said:
+            raise ConfigError(f"{name} is for tables, and {config.source} is none", hint=f"tables are {TABLES}")
+    return load(config.source, data_dir=config.data_dir)
+
+
+def _like_table(whole: TableData, source: str) -> TableData:
+    """A labelled table with the targets and the columns of another."""
+    names = list(whole.target_names or ())
+    return load_table(source, names, task="classify" if whole.classes else "regress", kinds=whole.kinds)
+
+
+def _cut(data: Dataset, fraction: float, seed: int, config: FitConfig) -> tuple[Dataset, Dataset]:
+    way = config.data.split.partition(":")[0]
+    if way != "random" and isinstance(data, TableData):
+        return split_by(data, fraction, seed, way)
+    return split(data, fraction, seed)
 
 
 def _like(test: Dataset, whole: Dataset, name: str) -> Dataset:
@@ -179,7 +224,7 @@ def _like(test: Dataset, whole: Dataset, name: str) -> Dataset:
     return test if whole.classes is None else test.recode(whole.classes)
 
 
-def _built(config: FitConfig, preprocess: Preprocessor) -> MLP:
+def _built(config: FitConfig, preprocess: Preprocessor | TablePreprocessor) -> MLP | Tabular:
     """The network; training holds about four copies of its weights, which have to fit into memory."""
     try:
         return build_model(config, preprocess)
@@ -225,6 +270,10 @@ def _checked(config: FitConfig, data: Dataset) -> FitConfig:
         raise ConfigError(
             "data.deform and data.shift need images, and the inputs are plain numbers", hint="leave them out"
         )
+    if isinstance(data, TableData) and (config.data.noise or config.data.mixup or config.train.adversarial):
+        raise ConfigError(
+            "data.noise, data.mixup and train.adversarial would change the names of categories", hint="leave them out"
+        )
     weights = config.loss.class_weights
     if weights != "none" and classes is None:
         raise ConfigError("loss.class_weights can't be used: the targets are values", hint="leave it out")
@@ -251,7 +300,8 @@ def _loss(config: FitConfig, data: Dataset) -> Loss:
         options["class_weights"] = (len(data) / (len(counts) * counts)).tolist()
     elif c.class_weights != "none":
         options["class_weights"] = list(c.class_weights)
-    return build_loss(c.name, **options)
+    loss = build_loss(c.name, **options)
+    return per_member(loss) if isinstance(data, TableData) and config.model.members > 1 else loss
 
 
 def optimizer_for(model: nn.Module, config: FitConfig, lr: float) -> Optimizer:

@@ -16,10 +16,14 @@ class Facts:
     examples: int
     image: int | None  # the shorter side in pixels, where the examples are images
     augment: bool = True  # whether images may be deformed
+    table: bool = False  # rows with named columns
+    regress: bool = False  # numbers to predict
 
 
 def preset(effort: str, facts: Facts) -> dict[str, Any]:
     """Settings by dotted key for an effort."""
+    if facts.table:
+        return table(effort, facts)
     match effort:
         case "quick":
             return quick(facts)
@@ -148,6 +152,23 @@ def best(facts: Facts) -> dict[str, Any]:
     }
 
 
+def table(effort: str, facts: Facts) -> dict[str, Any]:
+    """Tables: embedded columns; the best effort is a small ensemble in one network."""
+    return {
+        "data.validation": 0.1,
+        "model.hidden": [256, 256],
+        "ffn.dropout": 0.1,
+        "model.members": 16 if effort == "best" else 1,
+        "optimizer.name": "adamw",
+        "optimizer.lr": 0.002,
+        "optimizer.weight_decay": 0.02,
+        "schedule.name": "one_cycle",
+        "train.batch_size": batch_for(facts.examples, 256),
+        "train.epochs": 30.0,
+        "train.patience": 40,
+    }
+
+
 # Every setting that some preset gives: what repeats a run has to say these even where they equal their defaults.
 SETTABLE = frozenset(
     key
@@ -155,5 +176,6 @@ SETTABLE = frozenset(
     for examples in (100, FEW)
     for image in (None, 28)
     for augment in (True, False)
-    for key in preset(effort, Facts(examples, image, augment))
+    for is_table in (True, False)
+    for key in preset(effort, Facts(examples, image, augment, is_table))
 )

@@ -75,6 +75,8 @@ def command(config: FitConfig) -> str:
     True
     """
     words = ["feedfwd", "fit", config.source]
+    for name in config.target:
+        words += ["--target", name]
     for flag in ("test", "data_dir", "effort", "minutes", "seed"):
         value = getattr(config, flag)
         if value != type(config).model_fields[flag].default:

@@ -1,0 +1,306 @@
+"""Tables as data sets: rows with a target, every column in its type; nothing is scaled or fitted here."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from feedfwd.data.columns import Kind, as_names, check_names, clean, convert, share, typed
+from feedfwd.data.dataset import Dataset, Task
+from feedfwd.data.table_files import as_rows
+from feedfwd.errors import DataError
+
+if TYPE_CHECKING:
+    import polars
+
+TARGET_NAMES = ("target", "label", "class", "y")
+FEW_VALUES = 20  # whole numbers of so few values are classes
+SKEWED = 10.0  # commonest to rarest class, from which on it is said
+IDENTIFIERS = 20  # rows from which on names that never repeat are taken for identifiers
+
+Wanted = Literal["auto", "classify", "regress"]
+
+
+@dataclass(frozen=True, eq=False)
+class TableData(Dataset):
+    """Rows with named columns.
+
+    `frame` has the columns to predict from, cleaned and typed: Float64 without NaN, String, or Datetime, null where a
+    cell is missing; `kinds` says which is which. `by` is the column that a split goes by, where one was named. `inputs`
+    are the same cells as numbers, (N, C) float64: not what a network sees (see `TablePreprocessor`) but what tells
+    equal rows and equal files.
+    """
+
+    frame: Any = None  # polars.DataFrame; typed loosely so that importing this module costs nothing
+    kinds: dict[str, Kind] = field(default_factory=dict)
+    by: Any = None  # polars.Series | None
+
+    def subset(self, indices: Tensor) -> "TableData":
+        base = super().subset(indices)
+        assert isinstance(base, TableData)
+        rows = indices.numpy()
+        return replace(base, frame=self.frame[rows], by=None if self.by is None else self.by[rows])
+
+    def describe(self) -> str:
+        counts = {kind: sum(k == kind for k in self.kinds.values()) for kind in ("number", "category", "date", "text")}
+        plural = {"number": "numbers", "category": "categories", "date": "dates", "text": "texts"}
+        said = ", ".join(f"{n} {plural[kind] if n > 1 else kind}" for kind, n in counts.items() if n)
+        columns = "1 column" if len(self.kinds) == 1 else f"{len(self.kinds):,} columns"
+        goal = super().describe().rsplit(", ", 1)[1]
+        names = ", ".join(self.target_names or ())
+        return f"{self.name}: {len(self):,} rows of {columns} ({said}), {goal}: {names}"
+
+    def check_trainable(self) -> None:
+        if not self.kinds:
+            raise DataError(
+                f"{self.name} has no column to predict from", hint="every one is empty, constant or left out"
+            )
+        super().check_trainable()
+
+
+def load_table(
+    source: Any,
+    target: Sequence[str] = (),
+    *,
+    task: Wanted = "auto",
+    drop: Sequence[str] = (),
+    by: str | None = None,
+    kinds: dict[str, Kind] | None = None,
+    name: str | None = None,
+) -> TableData:
+    """A labelled table from a file or a frame. `by` names the column of a split by time or group: no input then.
+
+    `kinds` are those of the training table, where there is one: its columns are read in its types and no other is kept.
+    DataError for what can't be used: a column that isn't there, a table without targets.
+    """
+    where = name or (Path(source).name if isinstance(source, str | Path) else "the table")
+    rows = as_rows(source, where)
+    notes = list(rows.notes)
+    frame = rows.frame.select(clean(column) for column in rows.frame.get_columns())
+    target = list(target) or [_guessed(frame.columns, where, notes)]
+    if len(set(target)) < len(target):
+        raise DataError(f"--target names {target[0]!r} twice", hint="name each column once")
+    check_names(dict.fromkeys(target, "--target"), frame.columns, where)
+    check_names(dict.fromkeys(drop, "data.drop"), frame.columns, where)
+    if by is not None:
+        check_names({by: "--split"}, frame.columns, where)
+        if by in target:
+            raise DataError(f"--split goes by {by!r}, which is the target", hint="split by another column")
+    frame, places = _with_target(frame, target, where, notes)
+    values, goal, classes = _targets(frame, target, task, where, notes)
+    kept = [n for n in frame.columns if n not in {*target, *drop, by}]
+    order = None if by is None else _order(frame[by], where)
+    if kinds is None:
+        inputs, kinds = _typed(frame.select(kept), notes)
+    else:
+        inputs = fitted(frame, kinds, where)
+    return TableData(
+        name=Path(where).stem,
+        inputs=_as_numbers(inputs),
+        targets=values,
+        task=goal,
+        classes=classes,
+        feature_names=tuple(inputs.columns),
+        target_names=tuple(target),
+        rows=torch.from_numpy(places),
+        notes=tuple(notes),
+        frame=inputs,
+        kinds=kinds,
+        by=order,
+    )
+
+
+def fitted(
+    frame: "polars.DataFrame", kinds: dict[str, Kind], where: str, notes: list[str] | None = None
+) -> "polars.DataFrame":
+    """The columns that `kinds` names, in those types; DataError for one that is missing or of another type altogether.
+
+    What does not fit counts as missing, and is said in `notes`.
+    """
+    notes = [] if notes is None else notes
+    check_names(dict.fromkeys(kinds, "the model"), frame.columns, where)
+    columns = []
+    for name, kind in kinds.items():
+        cleaned = clean(frame[name])
+        column, lost = convert(cleaned, kind)
+        if lost and lost == len(cleaned) - cleaned.null_count() and len(cleaned) > 1:
+            example = cleaned.drop_nulls()[0]
+            raise DataError(
+                f"{where}: column {name!r} held {kind}s in training and holds none here (such as {str(example)!r})",
+                hint="give it in the form of the training table",
+            )
+        if lost:
+            notes.append(f"{name}: {lost:,} cells ({share(lost, len(column))}) are no {kind}s and count as missing")
+        columns.append(column)
+    return frame.select(columns)
+
+
+def read_inputs(data: Any, kinds: dict[str, Kind], where: str) -> tuple["polars.DataFrame", list[str]]:
+    """Raw rows to predict for, typed as in training, and what there is to say of how they were read."""
+    rows = as_rows(data, where)
+    notes = list(rows.notes)
+    return fitted(rows.frame, kinds, where, notes), notes
+
+
+# --- the target -------------------------------------------------------------------------------------------------------
+
+
+def _guessed(names: list[str], where: str, notes: list[str]) -> str:
+    for known in TARGET_NAMES:
+        for name in names:
+            if name.lower() == known:
+                notes.append(f"the target is column {name!r}: --target names another")
+                return name
+    shown = ", ".join(names[:30]) + (", …" if len(names) > 30 else "")
+    raise DataError(f"which column of {where} is to be predicted?", hint=f"say --target COLUMN; columns: {shown}")
+
+
+def _with_target(
+    frame: "polars.DataFrame", target: list[str], where: str, notes: list[str]
+) -> tuple["polars.DataFrame", np.ndarray]:
+    """The rows that have a target, and their places in the file, counted from 0 below the header."""
+    import polars
+
+    full = frame.with_row_index("\u200brow")
+    blank = frame.select(polars.all_horizontal(polars.all().is_null()).alias("b"))["b"]
+    lacking = frame.select(polars.any_horizontal(polars.col(target).is_null()).alias("b"))["b"] & ~blank
+    kept = full.filter(~(blank | lacking))
+    for count, what in ((int(blank.sum()), "blank"), (int(lacking.sum()), "without a target")):
+        if count:
+            notes.append(f"{count:,} {what} row{'s' if count > 1 else ''} left out")
+    if not len(kept):
+        raise DataError(f"{where}: no row has a value in {', '.join(target)}", hint="name another column with --target")
+    return kept.drop("\u200brow"), kept["\u200brow"].to_numpy().astype(np.int64)
+
+
+def _targets(
+    frame: "polars.DataFrame", target: list[str], task: Wanted, where: str, notes: list[str]
+) -> tuple[Tensor, Task, tuple[str, ...] | None]:
+    import polars
+
+    found = [typed(frame[name]) for name in target]
+    if len(target) > 1:
+        for name, column in zip(target, found, strict=True):
+            if column.kind != "number" or task == "classify":
+                raise DataError(
+                    f"{where}: several targets have to be numbers, and {name!r} holds {column.kind} values",
+                    hint="predict classes one column at a time",
+                )
+        return _values(np.stack([c.values.to_numpy() for c in found], 1), target, where), "regress", None
+    name, column = target[0], found[0]
+    if column.kind == "number" and column.values.null_count():  # infinite, or no number after all
+        raise DataError(
+            f"{where}: target {name!r} has {column.values.null_count():,} cells that are no finite numbers "
+            f"({column.note})",
+            hint="mend or remove those rows",
+        )
+    distinct = column.values.n_unique()
+    if column.kind == "number":
+        values = column.values.to_numpy()
+        whole = bool((values == np.round(values)).all())
+        classes = task == "classify" or (task == "auto" and whole and distinct <= FEW_VALUES and len(values) > distinct)
+        if not classes:
+            return _values(values, target, where), "regress", None
+        if task == "auto" and distinct > 2:
+            notes.append(f"{name} has {distinct} whole values, taken as classes: data.task=regress predicts numbers")
+    elif task == "regress":
+        raise DataError(f"{where}: target {name!r} holds names, not numbers", hint="leave out data.task=regress")
+    names = as_names(column.values if column.kind == "number" else frame[name].cast(polars.String))
+    classes_found = sorted(names.unique().to_list(), key=_in_order)
+    place = {c: i for i, c in enumerate(classes_found)}
+    codes = names.replace_strict(place, return_dtype=polars.Int64).to_numpy()
+    _say_skew(np.bincount(codes), classes_found, notes)
+    return torch.from_numpy(codes.astype(np.int64)), "classify", tuple(classes_found)
+
+
+def _values(values: np.ndarray, target: list[str], where: str) -> Tensor:
+    found = torch.from_numpy(np.ascontiguousarray(values, np.float32))
+    if not bool(found.isfinite().all()):
+        raise DataError(
+            f"{where}: {' or '.join(target)} holds numbers that are not finite in float32", hint="mend those rows"
+        )
+    return found
+
+
+def _in_order(name: str) -> tuple[int, float, str]:
+    """Numbers by value, then names."""
+    try:
+        return (0, float(name), name)
+    except ValueError:
+        return (1, 0.0, name)
+
+
+def _say_skew(counts: np.ndarray, names: list[str], notes: list[str]) -> None:
+    most, least = int(counts.argmax()), int(counts.argmin())
+    if counts[most] >= SKEWED * counts[least]:
+        notes.append(
+            f"classes are uneven: {names[most]!r} has {counts[most]:,} rows, {names[least]!r} {counts[least]:,}; "
+            f"always answering {names[most]!r} is right for {100 * counts[most] / counts.sum():.1f} %: see macro F1 "
+            "(loss.class_weights=balanced counts all classes alike)"
+        )
+
+
+def _order(column: "polars.Series", where: str) -> "polars.Series":
+    if column.null_count():
+        raise DataError(
+            f"{where}: {column.null_count():,} rows have no {column.name!r}, which --split goes by",
+            hint="fill it, or remove those rows",
+        )
+    return typed(column).values
+
+
+# --- the columns ------------------------------------------------------------------------------------------------------
+
+
+def _typed(frame: "polars.DataFrame", notes: list[str]) -> tuple["polars.DataFrame", dict[str, Kind]]:
+    """Each column in its type; those that can tell nothing are left out and named."""
+    columns, kinds = [], {}
+    left: dict[str, list[str]] = {}
+    for raw in frame.get_columns():
+        column = typed(raw)
+        if column.values.null_count() == len(raw):
+            left.setdefault("empty", []).append(raw.name)
+        elif column.values.drop_nulls().n_unique() == 1 and not column.values.null_count():
+            left.setdefault("constant", []).append(raw.name)
+        elif _counts_rows(column.values, column.kind):
+            left.setdefault("an identifier", []).append(raw.name)
+        else:
+            columns.append(column.values)
+            kinds[raw.name] = column.kind
+            if column.note:
+                notes.append(column.note)
+    for why, names in left.items():
+        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        notes.append(f"left out as {why}: {shown}")
+    return frame.clear().select() if not columns else frame.select(columns), kinds
+
+
+def _counts_rows(column: "polars.Series", kind: Kind) -> bool:
+    """Whether a column names or numbers the rows: all different names, or whole numbers one apart."""
+    n = len(column)
+    if n < IDENTIFIERS or column.null_count() or column.n_unique() < n:
+        return False
+    if kind == "category":
+        return True
+    if kind != "number":
+        return False
+    steps = column.diff().drop_nulls()
+    return bool((steps == 1).all())
+
+
+def _as_numbers(frame: "polars.DataFrame") -> Tensor:
+    """(N, C): numbers as they are, names and times as whole numbers of their own, NaN for missing."""
+    import polars
+
+    columns = []
+    for column in frame.get_columns():
+        if column.dtype == polars.String:
+            column = (column.hash(seed=0) % 2**52).cast(polars.Float64)
+        columns.append(column.cast(polars.Float64).to_numpy())
+    if not columns:
+        return torch.zeros(len(frame), 0, dtype=torch.float64)
+    return torch.from_numpy(np.stack(columns, 1).astype(np.float64)).nan_to_num(nan=float("nan"))
