@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from feedfwd import cli_study
 from feedfwd._version import __version__
 from feedfwd.errors import FeedfwdError
 
@@ -131,12 +132,30 @@ def finetune(
             show_default=False,
         ),
     ] = None,
+    pretrained: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="MODEL",
+            help="Start from a run of `pretrain`, or a folder or name of Hugging Face's.  [default: from scratch]",
+        ),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(metavar="full|head|lora|dora", help="Which weights of MODEL are trained.  [default: full]"),
+    ] = None,
     test: Annotated[str | None, typer.Option(metavar="FILE", help="A test part of its own.")] = None,
     text: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of the texts.  [default: guessed]")] = None,
     target: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Column of the labels.  [default: guessed]")
+        str | None,
+        typer.Option(metavar="COLUMN", help="Column of the labels; several of 0 and 1 as A,B,C.  [default: guessed]"),
     ] = None,
-    task: Annotated[str | None, typer.Option(metavar="classify", help="What to learn.  [default: classify]")] = None,
+    task: Annotated[
+        str | None, typer.Option(metavar="classify|regress", help="What to learn.  [default: by the target column]")
+    ] = None,
+    shots: Annotated[
+        int | None, typer.Option(metavar="N", help="Train on N texts of each class alone, drawn by seed.")
+    ] = None,
     run: RunDir = None,
     effort: Effort = None,
     minutes: Minutes = None,
@@ -146,7 +165,7 @@ def finetune(
     dry_run: DryRun = False,
     resume: ResumeRun = None,
 ) -> None:
-    """Train a classifier of texts, from scratch: which label does a text have?"""
+    """Learn labels or numbers of texts: from a pretrained model, or from scratch."""
     from feedfwd.config import parse
     from feedfwd.config_finetune import FinetuneConfig
     from feedfwd.errors import ConfigError
@@ -155,6 +174,8 @@ def finetune(
 
     flags = {
         "source": data,
+        "pretrained": pretrained,
+        "method": method,
         "test": test,
         "text": text,
         "target": target,
@@ -165,9 +186,15 @@ def finetune(
     }
     with Terminal() as terminal:
         if resume is not None:
-            refuse_beside_resume(flags, set_=set_, run=run, config=config)
+            if pretrained is not None:
+                raise ConfigError(
+                    f"--resume {resume} goes on with a run, --from {pretrained} starts a new one from its weights",
+                    hint="leave one out",
+                )
+            refuse_beside_resume({**flags, "shots": shots}, set_=set_, run=run, config=config)
             recipe.resume(resume, terminal, started=STARTED)
             return
+        set_ = [*(set_ or []), *([f"data.shots={shots}"] if shots is not None else [])]
         settings = layered(FinetuneConfig, config, set_, flags)
         if "source" not in settings:
             raise ConfigError("no DATA to train on", hint="try: feedfwd finetune train.csv")
@@ -361,6 +388,9 @@ def runs(
     from feedfwd.recipes.info import list_all
 
     list_all(folder, Terminal())
+
+
+cli_study.add_to(app)
 
 
 def main() -> None:

@@ -1,0 +1,300 @@
+"""`feedfwd compare`: variants of one training on equal seeds and splits, and which of them is better for sure."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from feedfwd.checkpoint import Run, write_json, write_text
+from feedfwd.config import Recipe, parse
+from feedfwd.errors import ConfigError, RunError
+from feedfwd.recipes.console import Listener, Silent
+from feedfwd.recipes.interrupt import Interrupted, graceful
+from feedfwd.report.words import count, duration, word
+from feedfwd.study import results
+from feedfwd.study.plan import Plan
+from feedfwd.study.report import write_study_report
+from feedfwd.study.results import Result
+from feedfwd.study.shared import Shared, optuna_module
+from feedfwd.study.space import parse_vary
+from feedfwd.study.table import Board
+from feedfwd.study.trainings import Known, training
+
+FILE, RESULT, WINNER = "study.json", "result.json", "winner.toml"
+POLL = 0.5  # seconds between looks at what the workers have found
+
+
+def planned(
+    base: dict[str, Any],
+    vary: Sequence[str],
+    *,
+    verb: str = "fit",
+    seeds: int = 5,
+    minutes: float | None = None,
+    match: str | None = None,
+    search: str = "grid",
+    trials: int | None = None,
+    score: str | None = None,
+) -> Plan:
+    """The question as a plan; ConfigError for what can't be asked. `base` holds the settings of all, nested."""
+    kind = training(verb).kind
+    axes = parse_vary(vary, kind)
+    if minutes is not None:
+        base = {**base, "minutes": minutes}
+    first = parse(kind, base)
+    for axis in axes:  # a bad value is found before anything is read
+        for of in getattr(axis, "levels", {}).values():
+            config: Recipe = first
+            for key, value in of.items():
+                config = config.with_(key, value)
+    if seeds < 2:
+        raise ConfigError(f"--seeds {seeds} shows no spread", hint="take at least 2; 5 tell more")
+    return Plan(
+        verb, first.said(), tuple(axes), tuple(first.seed + i for i in range(seeds)), search, trials, score or "", match
+    )
+
+
+def compare(
+    plan: Plan,
+    listener: Listener | None = None,
+    run: Path | None = None,
+    *,
+    storage: str | None = None,
+    workers: int | None = None,
+) -> Result:
+    """Train every variant on every seed, say what differs, train the winner and open its test part.
+
+    Everything is left in a directory: `result.json`, `report.html`, `winner.toml`, and the study's storage. Raises
+    ConfigError or DataError before the first training, TrainingError where every variant fails.
+    """
+    listener = listener or Silent()
+    optuna_module()
+    plan, known = plan.checked()
+    plan = _in_equal_time(plan, listener)
+    folder = Run.create(run, f"compare-{_source(plan)}").path
+    url = storage or f"sqlite:///{(folder / 'study.db').resolve()}"
+    shared = Shared.begin(plan, url, folder)
+    write_json(
+        folder / FILE, {"format": 1, "storage": url, "name": plan.name, "workers": workers, "plan": plan.to_json()}
+    )
+    for line in overview(plan, known, workers or _workers(plan)):
+        listener.say(line)
+    return _carried_out(shared, url, listener, workers)
+
+
+def resume(folder: Path, listener: Listener | None = None, *, workers: int | None = None) -> Result:
+    """Go on with a study, after a kill or from another process: what is finished isn't trained again."""
+    file = folder / FILE
+    if not file.is_file():
+        raise RunError(f"no study at {folder}", hint="`feedfwd compare SOURCE --vary …` begins one")
+    try:
+        said = json.loads(file.read_text(encoding="utf-8"))
+        url, name, before = said["storage"], said["name"], said["workers"]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise RunError(f"{file} is damaged: {error}", hint="restore it from a copy, or begin anew") from None
+    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
+        url = f"sqlite:///{(folder / 'study.db').resolve()}"  # the directory was moved
+    shared = Shared.join(url, name, folder)
+    shared.bury()
+    return _carried_out(shared, url, listener or Silent(), workers or before)
+
+
+def dry_run(plan: Plan, listener: Listener, *, workers: int | None = None) -> float:
+    """The variants and about how long they take, from one short trial; nothing is written. Returns the seconds."""
+    plan, known = plan.checked()
+    plan = _in_equal_time(plan, listener)
+    many = workers or _workers(plan)
+    for line in overview(plan, known, many):
+        listener.say(line)
+    for number, variant in enumerate(plan.queue, 1):
+        if variant is None:
+            listener.say(f"  {number}–{len(plan.queue)}  chosen by --search {plan.search}")
+            break
+        name = plan.label(variant)
+        found = known.get(name)
+        widths = f", hidden {plan.changes(variant)}" if plan.match in ("parameters", "flops") else ""
+        cost = f"  {found.parameters:,} parameters, {count(found.flops)} FLOPs forward" if found else ""
+        listener.say(f"  {number}  {name}{cost}{widths}")
+    each = plan.training.seconds(plan.trial_config(next(v for v in plan.queue if v is not None), plan.seeds[0]))
+    seconds = each * len(plan.queue) * len(plan.seeds) / many
+    listener.say(f"about {duration(each)} a training, {duration(seconds)} in all with {many} at a time")
+    return seconds
+
+
+def overview(plan: Plan, known: dict[str, Known], workers: int) -> list[str]:
+    first = next(iter(known.values()))
+    seeds = len(plan.seeds)
+    how = "" if plan.search == "grid" else f", chosen by {plan.search}"
+    match = {"parameters": ", equal parameters", "flops": ", equal FLOPs", "seconds": ", equal seconds", None: ""}
+    least = plan.score not in ("bits_per_byte", "loss", "perplexity")
+    return [
+        f"{_source(plan)}: {len(plan.queue)} variants × {seeds} seeds{how}{match[plan.match]}; {workers} at a time",
+        f"decided by {word(plan.score).label} on {first.validation:,} {'examples' if least else 'tokens'} held back "
+        f"from the training part, the same for every variant"
+        + ("; the test part stays closed until there is a winner" if plan.verb == "fit" else ""),
+    ]
+
+
+# --- the work ---------------------------------------------------------------------------------------------------------
+
+
+def _carried_out(shared: Shared, url: str, listener: Listener, workers: int | None) -> Result:
+    plan, began = shared.plan, time.perf_counter()
+    many = min(workers or _workers(plan), len(plan.queue))
+    with Board(plan, listener) as board:
+        try:
+            if many == 1:
+                shared.work(lambda: board.show(shared.rows()))
+            else:
+                _with_workers(shared, url, many, board)
+        except KeyboardInterrupt as stop:
+            rows = shared.rows()
+            done = sum(row.state in ("done", "dropped", "failed") for row in rows)
+            number = stop.code - 128 if isinstance(stop, Interrupted) else signal.SIGINT
+            where = f"stopped with {done} of {len(rows)} variants done"
+            raise Interrupted(f"{where}; go on with: feedfwd compare --resume {shared.folder}", number) from None
+        board.show(shared.rows())
+    return finished(shared, listener, time.perf_counter() - began)
+
+
+def finished(shared: Shared, listener: Listener, seconds: float) -> Result:
+    """What was found, in words and files; the winner is trained once more and its test part opened."""
+    plan, folder = shared.plan, shared.folder
+    result = results.found(plan, shared.rows(), seconds)
+    assert result.winner.variant is not None
+    winner = plan.winner_config(result.winner.variant)
+    write_text(folder / WINNER, tomli_w.dumps(_whole(winner.said())))
+    result = replace(result, command=command(plan))
+    write_json(folder / RESULT, result.to_json())
+    for line in results.verdict(result):
+        listener.say(line)
+    if plan.verb != "pretrain":  # a language model has no test part: the winner's runs are in trials/
+        path = folder / "winner"
+        n = 2
+        while path.exists():  # of a study that was stopped in here
+            path, n = folder / f"winner-{n}", n + 1
+        final = plan.training.final(winner, path, Silent())
+        result = replace(
+            result, test=final.get("test"), test_n=final["sizes"].get("test"), details=final.get("test_details")
+        )
+        write_json(folder / RESULT, result.to_json())
+        listener.say(results.tested(result, path))
+    report = write_study_report(folder)
+    listener.say(f"train it with: feedfwd {plan.verb} --config {folder / WINNER}")
+    listener.say(f"report: {report}")
+    return result
+
+
+def _with_workers(shared: Shared, url: str, many: int, board: Board) -> None:
+    """Processes of one thread each do the trials; this one looks on."""
+    environment = os.environ | {"FEEDFWD_STUDY_WORKER": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    arguments = [sys.executable, "-m", "feedfwd.study.worker", url, shared.study.study_name, str(shared.folder)]
+    log = shared.folder / "workers.log"
+    with graceful() as stop, log.open("a") as errors:
+        processes = [
+            subprocess.Popen(
+                [*arguments, str(n)], env=environment, start_new_session=True, stdout=errors, stderr=errors
+            )
+            for n in range(many)
+        ]
+        try:
+            while any(process.poll() is None for process in processes):
+                if stop.number is not None:
+                    raise Interrupted("stopped", stop.number)
+                board.show(shared.rows())
+                time.sleep(POLL)
+        finally:
+            for process in processes:
+                if process.poll() is None:
+                    process.send_signal(signal.SIGINT)
+            for process in processes:
+                try:
+                    process.wait(15)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+            shared.bury()
+    if not any(row.state in ("done", "failed") for row in shared.rows()):
+        raise RunError(f"the study's workers could not work; {log} says why", hint="--workers 1 works in this process")
+    if not log.stat().st_size:
+        log.unlink()
+
+
+def _workers(plan: Plan) -> int:
+    """Small networks leave cores idle, so that as many are trained at a time; larger ones take the whole machine."""
+    if plan.verb != "fit" or plan.config.train.device not in ("auto", "cpu"):
+        return 1
+    import torch
+
+    if torch.cuda.is_available():
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, 8, len(plan.queue)))
+
+
+def _in_equal_time(plan: Plan, listener: Listener) -> Plan:
+    """--match seconds: the minutes given, or as long as the first variant takes by itself."""
+    if plan.match != "seconds" or plan.base.get("minutes") is not None:
+        return plan
+    first = next(v for v in plan.queue if v is not None)
+    seconds = plan.training.seconds(plan.trial_config(first, plan.seeds[0]))
+    listener.say(f"every variant trains for {duration(seconds)}, as long as {plan.label(first)} takes")
+    base = {k: v for k, v in plan.base.items() if k != "minutes"}
+    return replace(plan, base={**base, "minutes": seconds / 60})
+
+
+def _source(plan: Plan) -> str:
+    config = plan.base
+    return Path(str(config.get("source") or "+".join(config.get("sources", ["stdlib"])))).stem[:40]
+
+
+def command(plan: Plan) -> str:
+    """The command that asks the same again."""
+    base, sets = dict(plan.base), []
+    words = ["feedfwd", "compare", *([base.pop("source")] if "source" in base else base.pop("sources", []))]
+    if plan.verb != "fit":
+        words += ["--verb", plan.verb]
+    for axis in plan.axes:
+        levels = getattr(axis, "levels", None)
+        if levels is None:
+            words += ["--vary", f"{axis.name}={axis.low}..{axis.high}"]  # type: ignore[union-attr]
+        else:
+            values = [next(iter(of.values())) for of in levels.values()]
+            words += ["--vary", f"{axis.name}=" + ",".join(v if isinstance(v, str) else json.dumps(v) for v in values)]
+    words += ["--seeds", str(len(plan.seeds))]
+    for name, value, usual in (
+        ("search", plan.search, "grid"),
+        ("match", plan.match, None),
+        ("trials", plan.trials, None),
+    ):
+        if value != usual:
+            words += [f"--{name}", str(value)]
+    for key, value in base.items():
+        if isinstance(value, dict):
+            sets += _sets(key, value)
+        else:
+            words += [f"--{key.replace('_', '-')}", str(value)]
+    return shlex.join(words + sets)
+
+
+def _sets(prefix: str, values: dict[str, Any]) -> list[str]:
+    words = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            words += _sets(f"{prefix}.{name}", value)
+        elif value is not None:
+            words += ["--set", f"{prefix}.{name}={value if isinstance(value, str) else json.dumps(value)}"]
+    return words
+
+
+def _whole(tree: dict[str, Any]) -> dict[str, Any]:
+    """Without what is None, for which TOML has no word."""
+    return {k: _whole(v) if isinstance(v, dict) else v for k, v in tree.items() if v is not None}

@@ -1,0 +1,303 @@
+"""What a study asks of a verb: is this variant possible, what does it cost, how long does it take, how good is it."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from feedfwd.checkpoint import Run
+from feedfwd.config import FitConfig, Recipe
+from feedfwd.config_finetune import FinetuneConfig
+from feedfwd.config_pretrain import PretrainConfig
+from feedfwd.errors import ConfigError, nearest
+from feedfwd.ffn.spec import build_ffn
+from feedfwd.recipes.console import Listener, Silent
+from feedfwd.recipes.fit import Fitting, fit_config
+from feedfwd.recipes.plan import plan, tried
+from feedfwd.recipes.prepare import prepare
+from feedfwd.report.words import HEADLINES, word
+
+Watch = Callable[[float, Mapping[str, float]], None]  # share of the training done, scores on validation
+
+VALIDATION = 0.2  # of the training part, to decide by, where the settings don't say
+
+
+@dataclass(frozen=True)
+class Known:
+    """What can be said of a variant without training it."""
+
+    parameters: int
+    flops: int
+    scores: tuple[str, ...]  # names
+    validation: int  # examples to be scored on
+    training: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One training of one variant."""
+
+    scores: dict[str, float]  # on validation
+    curve: list[tuple[float, dict[str, float]]]  # (share of the training, scores)
+    seconds: float
+    parameters: int
+    flops: int
+    steps: int
+    notes: list[str] = field(default_factory=list)
+
+
+class Training(Protocol):
+    @property
+    def verb(self) -> str: ...
+
+    @property
+    def kind(self) -> type[Recipe]: ...
+
+    def settled(self, config: Recipe) -> Recipe:
+        """With a validation part to decide by."""
+
+    def check(self, config: Recipe) -> Known:
+        """ConfigError or DataError where this can't be trained."""
+
+    def seconds(self, config: Recipe) -> float:
+        """What a training takes, from a short trial."""
+
+    def run(self, config: Recipe, folder: Path, watch: Watch) -> Outcome:
+        """Train and score on validation; `folder` may be written to. The test part stays closed."""
+
+    def final(self, config: Recipe, path: Path, listener: Listener) -> dict[str, Any]:
+        """Train the winner into a run directory of its own and open its test part; its result."""
+
+
+class Unkept(Run):
+    """A run that leaves nothing behind: what it logs goes to a function."""
+
+    def __init__(self, heard: Callable[[Mapping[str, Any]], None]) -> None:
+        super().__init__(Path("unkept"))
+        self.heard = heard
+
+    def log(self, event: Mapping[str, Any]) -> None:
+        self.heard(event)
+
+    def save_state(self, step: int, tensors: Mapping[str, Any], counters: Mapping[str, Any]) -> None: ...
+
+
+class Fit:
+    verb, kind = "fit", FitConfig
+
+    def settled(self, config: Recipe) -> Recipe:
+        return _with_validation(config)
+
+    def check(self, config: Recipe) -> Known:
+        assert isinstance(config, FitConfig)
+        with torch.random.fork_rng():
+            p = prepare(config)
+        assert p.validation is not None
+        names = p.predictor.scores(p.predictor.answers(p.validation.inputs), p.validation.data)
+        return Known(p.model.parameter_count, p.model.flops, tuple(names), len(p.validation.data), len(p.train.data))
+
+    def seconds(self, config: Recipe) -> float:
+        assert isinstance(config, FitConfig)
+        if config.minutes is not None:
+            return 60 * config.minutes
+        with torch.random.fork_rng():
+            p = prepare(config)
+            per_step, evaluation = tried(p)
+        return per_step * p.steps + evaluation * min(p.steps, 40)
+
+    def run(self, config: Recipe, folder: Path, watch: Watch) -> Outcome:
+        assert isinstance(config, FitConfig)
+        curve: list[tuple[float, dict[str, float]]] = []
+        steps = 1
+
+        def heard(event: Mapping[str, Any]) -> None:
+            if event["event"] == "validation":
+                curve.append((event["step"] / steps, event["scores"]))
+                watch(*curve[-1])
+
+        started = time.perf_counter()
+        with torch.random.fork_rng():
+            run = Unkept(heard)
+            prepared = plan(prepare(config), run, Silent())
+            fitting = Fitting(prepared, run, Silent(), started)
+            steps = fitting.steps
+            fitting.run_updates()
+            assert prepared.validation is not None
+            scores = fitting.scores(prepared.validation)[1]
+        m = prepared.model
+        return Outcome(scores, curve, fitting.seconds, m.parameter_count, m.flops, fitting.step, prepared.notes)
+
+    def final(self, config: Recipe, path: Path, listener: Listener) -> dict[str, Any]:
+        assert isinstance(config, FitConfig)
+        return fit_config(config, path, listener).result
+
+
+class Kept:
+    """A verb that trains into run directories, one a training; scores and curve are read from there."""
+
+    verb: str
+
+    def run(self, config: Recipe, folder: Path, watch: Watch) -> Outcome:
+        shutil.rmtree(folder, ignore_errors=True)  # of a training that a kill cut short
+        heard = _Follower(folder, watch)
+        self._train(config, folder, heard)
+        run = Run.open(folder)
+        result = run.read_json(run.result_file)
+        heard.read()
+        flops = result.get("flops") or result.get("flops_per_token") or 0
+        return Outcome(
+            result["validation"],
+            heard.curve,
+            result["seconds"]["train"],
+            result["parameters"],
+            flops,
+            result["steps"],
+            result["notes"],
+        )
+
+    def _train(self, config: Recipe, path: Path, listener: Listener) -> None:
+        raise NotImplementedError
+
+    def final(self, config: Recipe, path: Path, listener: Listener) -> dict[str, Any]:
+        self._train(config, path, listener)
+        run = Run.open(path)
+        return run.read_json(run.result_file)
+
+
+class _Follower(Silent):
+    """Reads the validation scores from a run's log whenever the run says how far it is."""
+
+    def __init__(self, folder: Path, watch: Watch) -> None:
+        self.file, self.watch, self.seen = folder / "log.jsonl", watch, 0
+        self.curve: list[tuple[float, dict[str, float]]] = []
+        self.total = 1
+
+    def progress(self, step: int, total: int, text: str) -> None:
+        self.total = total
+        self.read()
+
+    def read(self) -> None:
+        if not self.file.is_file():
+            return
+        lines = self.file.read_text(encoding="utf-8").splitlines()
+        for line in lines[self.seen :]:
+            event = json.loads(line)
+            if event["event"] == "validation":
+                self.curve.append((event["step"] / self.total, event["scores"]))
+                self.watch(*self.curve[-1])
+        self.seen = len(lines)
+
+
+class Pretrain(Kept):
+    verb, kind = "pretrain", PretrainConfig
+
+    def settled(self, config: Recipe) -> Recipe:
+        return config
+
+    def check(self, config: Recipe) -> Known:
+        from feedfwd.recipes.text import prepare_text
+
+        assert isinstance(config, PretrainConfig)
+        _check_layer(config)
+        with torch.random.fork_rng():
+            p = prepare_text(config.with_("minutes", None) if config.minutes else config, Silent())
+        names = ("bits_per_byte", "loss", "perplexity") if config.train.objective == "next" else ("loss", "perplexity")
+        sizes = [sum(map(len, part)) for part in (p.held_out, p.train)]
+        return Known(p.model.parameter_count, p.flops_per_token, names, *sizes)
+
+    def seconds(self, config: Recipe) -> float:
+        from feedfwd.recipes import text
+
+        assert isinstance(config, PretrainConfig)
+        if config.minutes is not None:
+            return 60 * config.minutes
+        with torch.random.fork_rng():
+            p = text.prepare_text(config, Silent())
+            return text.tried(p) * p.steps
+
+    def _train(self, config: Recipe, path: Path, listener: Listener) -> None:
+        from feedfwd.recipes.pretrain import pretrain_config
+
+        assert isinstance(config, PretrainConfig)
+        pretrain_config(config, path, listener)
+
+
+class Finetune(Kept):
+    verb, kind = "finetune", FinetuneConfig
+
+    def settled(self, config: Recipe) -> Recipe:
+        return _with_validation(config)
+
+    def check(self, config: Recipe) -> Known:
+        from feedfwd.recipes.texts import prepare_texts
+
+        assert isinstance(config, FinetuneConfig)
+        _check_layer(config)
+        with torch.random.fork_rng():
+            p = prepare_texts(config)
+        assert p.validation is not None
+        names = ("accuracy", "macro_f1", "log_loss", "ece", "brier")
+        flops = p.model.flops  # of one text; a Transformer's depend on its length
+        return Known(
+            p.model.parameter_count, flops if isinstance(flops, int) else 0, names, len(p.validation), len(p.train)
+        )
+
+    def seconds(self, config: Recipe) -> float:
+        from feedfwd.recipes.finetune import tried
+        from feedfwd.recipes.texts import prepare_texts
+
+        assert isinstance(config, FinetuneConfig)
+        if config.minutes is not None:
+            return 60 * config.minutes
+        with torch.random.fork_rng():
+            p = prepare_texts(config)
+            return tried(p) * p.steps
+
+    def _train(self, config: Recipe, path: Path, listener: Listener) -> None:
+        from feedfwd.recipes.finetune import finetune_config
+
+        assert isinstance(config, FinetuneConfig)
+        finetune_config(config, path, listener)
+
+
+def _check_layer(config: PretrainConfig | FinetuneConfig) -> None:
+    """A word that isn't known is no reason to read the texts."""
+    build_ffn(config.ffn.spec() if isinstance(config, PretrainConfig) else config.ffn, 8, 8)
+
+
+def _with_validation(config: Recipe) -> Recipe:
+    """A validation part to decide by: presets may keep none."""
+    given = config.said().get("data", {}).get("validation")
+    if given == 0:
+        raise ConfigError(
+            "data.validation=0 leaves nothing to decide by",
+            hint=f"leave it out for {VALIDATION:g} of the training part",
+        )
+    return config if given is not None else config.with_("data.validation", VALIDATION)
+
+
+TRAININGS: dict[str, Callable[[], Training]] = {"fit": Fit, "pretrain": Pretrain, "finetune": Finetune}
+
+
+def training(verb: str) -> Training:
+    if verb not in TRAININGS:
+        raise ConfigError(f"--verb {verb} can't be compared", hint=nearest(verb, TRAININGS))
+    return TRAININGS[verb]()
+
+
+def scored_by(asked: str | None, names: tuple[str, ...]) -> str:
+    """The score that decides: the one asked for, or the one that stands on top of a report."""
+    if asked is None:
+        return next((name for name in HEADLINES if name in names), names[0])
+    if asked not in names:
+        raise ConfigError(f"--score {asked} is none of this task's scores", hint=nearest(asked, names))
+    return asked
+
+
+def higher_is_better(score: str) -> bool:
+    return word(score).meaning.endswith("higher is better")
