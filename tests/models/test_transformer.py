@@ -236,18 +236,27 @@ def test_a_hopeless_token_has_a_finite_loss() -> None:
     assert float(loss) == pytest.approx(300.0)
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-def test_the_loops_gradients_are_the_plain_ones(weighted: bool) -> None:
+@pytest.mark.parametrize("weighing", ["none", "all", "few", "nothing"])
+def test_the_loops_gradients_are_the_plain_ones(weighing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where few tokens count, of which alone logits are taken."""
+    seen: list[int] = []
+    real = linear_cross_entropy
+    monkeypatch.setattr(
+        "feedfwd.train.cross_entropy.linear_cross_entropy", lambda h, *rest: seen.append(len(h)) or real(h, *rest)
+    )
     model, ids = made(), torch.randint(0, 50, (3, 10))
-    weights = torch.rand(3, 9) if weighted else None
-    batch = Batch(ids[:, :-1], ids[:, 1:], weights)
-    total = 3 if weights is None else weights.sum()
+    weights = torch.rand(3, 9) + 0.1
+    if weighing in ("few", "nothing"):
+        weights *= torch.arange(27).view(3, 9) % 7 == 0
+    batch = Batch(ids[:, :-1], ids[:, 1:], None if weighing == "none" else weights * (weighing != "nothing"))
+    total = 3 if batch.weights is None else weights.sum()
     found = []
     for way in (autograd, Gradients()):
         model.zero_grad()
         share = way(model, batch, cross_entropy, total)
         found.append([share, *(p.grad.clone() for p in model.parameters())])
-    torch.testing.assert_close(*found)
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
+    assert seen == [{"few": 4, "nothing": 0}.get(weighing, 27)]
 
 
 def test_a_user_sees_an_ordinary_module() -> None:

@@ -9,7 +9,7 @@ from feedfwd.data.batches import Transform
 from feedfwd.data.packing import held_out_batches
 from feedfwd.data.tokens import Tokens
 from feedfwd.models.transformer import Transformer
-from feedfwd.train.cross_entropy import token_losses
+from feedfwd.train.cross_entropy import counted, token_losses
 from feedfwd.train.precision import FP32, Precision
 
 
@@ -43,16 +43,15 @@ def text_scores(
     training = model.training
     model.eval()
     try:
-        with torch.inference_mode(), precision.autocast():
+        with torch.no_grad(), precision.autocast():  # the model keeps tables, which inference_mode would spoil
             for i, batch in enumerate(held_out_batches(tokens, row, batch_size, transform=masking, device=device)):
                 if i % every:
                     continue
-                h_ND = model.hidden(batch.inputs).flatten(0, 1)
-                losses = token_losses(h_ND, model.head_weight, batch.targets.flatten())
-                if batch.weights is not None:
-                    losses = losses * batch.weights.flatten()
-                nats += losses.double().sum().cpu()
-                seen += batch.targets.numel() if batch.weights is None else float(batch.weights.sum())
+                weights = torch.ones(batch.targets.shape, device=device) if batch.weights is None else batch.weights
+                h_ND, targets_N, weights_N = counted(model.hidden(batch.inputs), batch.targets, weights)
+                losses_N = token_losses(h_ND, model.head_weight, targets_N)
+                nats += (losses_N * weights_N).double().sum().cpu()
+                seen += float(weights_N.sum())
     finally:
         model.train(training)
     loss = float(nats) / seen

@@ -23,6 +23,8 @@ def memory(p: PreparedText) -> int:
         moments -= sum(parameter.nbytes for parameter in model.blocks.parameters() if parameter.ndim > 1)
     size = 2 if p.precision.name == "bf16" else 4
     tokens = c.data.row * c.train.batch_size
+    if c.train.objective == "masked":  # the others have no logits
+        tokens = round(tokens * c.train.masked)
     logits = min(LOGITS, tokens * model.vocabulary) * size
     head = logits + tokens * model.width * size + 4 * model.head_weight.numel()
     every = kept(p, recompute=False)

@@ -21,6 +21,7 @@ from feedfwd.train.loop import shares_of
 from feedfwd.train.losses import Loss
 
 LOGITS = 2**23  # held at a time
+MOST = 0.9  # of the tokens: if more of them count, the others are kept too
 
 
 class HasHead(Protocol):
@@ -124,10 +125,28 @@ def token_losses(h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
     return torch.cat([F.cross_entropy(z, t, reduction="none") for z, t in pairs])
 
 
+def counted(h: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """h (..., D), targets and weights (...) as (N, D), (N,) and (N,): of the tokens whose weight isn't 0.
+
+    Where tokens are masked these are few, and the output layer's products and memory are those of them alone. Where
+    most of them have weight all stay, since gathering would cost more than it saves.
+
+    >>> h, targets, weights = counted(torch.ones(1, 4, 2), torch.arange(4)[None], torch.tensor([[0.0, 0, 2, 0]]))
+    >>> h.shape, targets, weights
+    (torch.Size([1, 2]), tensor([2]), tensor([2.]))
+    """
+    h, targets, weights = h.flatten(0, -2), targets.flatten(), weights.flatten()
+    places = weights.nonzero().squeeze(1)
+    if len(places) > MOST * len(weights):
+        return h, targets, weights
+    return h.index_select(0, places), targets[places], weights[places]
+
+
 class Gradients:
     """For `loop.train(gradients=…)`: the gradients of a model that has `hidden` and `head_weight`.
 
-    The batch is (rows, tokens): next-token and masked-token training alike; tokens of weight 0 do not count.
+    The batch is (rows, tokens): next-token and masked-token training alike; tokens of weight 0 do not count, and where
+    they are many, no logits are taken of them.
     """
 
     def __init__(self, z_loss: float = 0.0) -> None:
@@ -135,9 +154,10 @@ class Gradients:
 
     def __call__(self, model: nn.Module, batch: Batch, loss: Loss, total_weight: Tensor | float) -> Tensor:
         whole: HasHead = model  # type: ignore[assignment]
-        h_ND = whole.hidden(batch.inputs).flatten(0, -2)
-        shares = shares_of(torch.zeros(batch.targets.shape, device=h_ND.device), batch.weights, total_weight)
-        share = linear_cross_entropy(h_ND, whole.head_weight, batch.targets.flatten(), shares.flatten(), self.z_loss)
+        h = whole.hidden(batch.inputs)
+        shares = shares_of(torch.zeros(batch.targets.shape, device=h.device), batch.weights, total_weight)
+        h_ND, targets_N, shares_N = counted(h, batch.targets, shares)
+        share = linear_cross_entropy(h_ND, whole.head_weight, targets_N, shares_N, self.z_loss)
         if torch.is_autocast_enabled(h_ND.device.type):
             with torch.autocast(h_ND.device.type, enabled=False):
                 share.backward()  # type: ignore[no-untyped-call]
