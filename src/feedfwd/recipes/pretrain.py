@@ -1,8 +1,11 @@
 """`feedfwd pretrain`: the policy around the loop: when to log, evaluate, sample and save, and what is left behind."""
 
 import math
+import statistics
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -14,14 +17,14 @@ from feedfwd.config import parse
 from feedfwd.config_pretrain import PretrainConfig
 from feedfwd.data.tokenizer import TextTokenizer
 from feedfwd.errors import RunError
-from feedfwd.evaluate.text import text_scores
 from feedfwd.recipes import environment, state
 from feedfwd.recipes.console import Listener, Silent
 from feedfwd.recipes.interrupt import Interrupted, graceful
 from feedfwd.recipes.memory import memory
+from feedfwd.recipes.pace import EVALUATIONS, FEW, Look, Pace, again_at, planned, replanned, scored
 from feedfwd.recipes.samples import judge, sample
 from feedfwd.recipes.say_text import command, cost, headline, overview, summary
-from feedfwd.recipes.text import EVALUATIONS, PreparedText, planned, prepare_text, too_short, tried
+from feedfwd.recipes.text import PreparedText, prepare_text, too_short, tried
 from feedfwd.recipes.verbs import opened
 from feedfwd.recipes.writer import TOKENIZER, Writer
 from feedfwd.report import write_report
@@ -35,7 +38,6 @@ from feedfwd.train.rate import matrix_rate
 from feedfwd.train.schedules import build_schedule
 
 LOGGED = 200  # about so many steps of a run are logged
-ESTIMATE = 1 << 15  # held-out tokens that an evaluation on the way looks at
 UNTIMED = 9  # first updates, which allocate, compile and fill caches
 
 
@@ -63,10 +65,12 @@ def _begin(prepared: PreparedText, run: Run, listener: Listener, started: float)
         listener.say(line)
     write_text(run.path / TOKENIZER, prepared.tokenizer.to_json())
     run.write_settings("pretrain", prepared.frozen().model_dump(exclude_none=True))
-    plan = planned(prepared, listener)
-    if plan is not prepared:
+    plan, pace = planned(prepared, listener)
+    if pace is not None:
         run.write_settings("pretrain", plan.frozen().model_dump(exclude_none=True))
-    return Pretraining(plan, run, listener, started).train()
+    pretraining = Pretraining(plan, run, listener, started)
+    pretraining.pace = pace
+    return pretraining.train()
 
 
 def dry_run(config: PretrainConfig, listener: Listener) -> PreparedText:
@@ -108,54 +112,49 @@ class Pretraining:
     def __init__(self, prepared: PreparedText, run: Run, listener: Listener, started: float) -> None:
         self.p, self.run, self.listener, self.started = prepared, run, listener, started
         c = prepared.config.train
-        self.steps = prepared.steps
         self.batches = prepared.batches()
         self.optimizer = prepared.optimizer()
-        self.schedule = build_schedule(total=self.steps, **prepared.config.schedule.model_dump())
         self.ema = EMA(prepared.model, c.ema) if c.ema else None
         self.step, self.seconds = 0, 0.0
-        self.evaluate_every = c.evaluate_every or max(1, self.steps // EVALUATIONS)
+        self.pace: Pace | None = None  # where the plan is to be made once more
+        self.notes: list[str] = []
+
+    @property
+    def steps(self) -> int:
+        return self.p.steps
+
+    @property
+    def evaluate_every(self) -> int:
+        return self.p.config.train.evaluate_every or max(1, self.steps // EVALUATIONS)
 
     # --- the policy -------------------------------------------------------------------------------------------------
 
     def train(self) -> Writer:
         p, c = self.p, self.p.config
-        notes = too_short(p)
-        p.notes += notes
-        for note in notes:
-            self.listener.say(f"note: {note}")
         if self.step == 0:
+            self.notes = too_short(p)
+            for note in self.notes:
+                self.listener.say(f"note: {note}")
             parts = {"train": sum(map(len, p.train)), "validation": sum(map(len, p.held_out))}
             self.run.log({"event": "start", "time": time.time(), "source": p.corpus.name, "task": "language", **parts})
         self._began = time.perf_counter() - self.seconds
-        meter = Meter(self.steps)
-        log_every = max(1, self.steps // LOGGED)
+        self._meter = Meter(self.steps)
         durations: list[float] = []
+        again = None if self.pace is None else again_at(c)
         with graceful() as stop:
             last_end = time.perf_counter()
-            for step in train(
-                p.model,
-                self.batches,
-                build_loss("cross_entropy"),
-                self.optimizer,
-                steps=self.steps,
-                schedule=self.schedule,
-                start=self.step,
-                accumulate=c.train.accumulate,
-                clip=c.train.clip,
-                precision=p.precision,
-                ema=self.ema,
-                gradients=Gradients(c.train.z_loss),
-            ):
+            for step in self._updates():
                 durations.append(time.perf_counter() - last_end)
                 self.step, last = step.n, step.n == self.steps
-                meter.update(step)
-                if step.n % log_every == 0 or last:
-                    self._log_step(step, meter)
-                with meter.paused():
+                self._meter.update(step)
+                if step.n % max(1, self.steps // LOGGED) == 0 or last:
+                    self._log_step(step)
+                with self._meter.paused():
                     if step.n % self.evaluate_every == 0 and not last:
                         self._look()
-                    if not last and (stop.number is not None or step.n % c.train.save_every == 0):
+                    if step.n == again:
+                        self._plan_again(durations[UNTIMED:])
+                    if not last and (stop.number is not None or step.n == again or step.n % c.train.save_every == 0):
                         self.save()
                 if stop.number is not None and not last:
                     where = f"stopped at step {step.n} of {self.steps}"
@@ -164,35 +163,60 @@ class Pretraining:
         self._tick()
         return self._finish(typical(durations, UNTIMED) if durations else math.nan)
 
+    def _updates(self) -> Iterator[Step]:
+        """All updates still to do, also where their number and the schedule change on the way."""
+        p, c = self.p, self.p.config
+        while self.step < self.steps:
+            steps = self.steps
+            for step in train(
+                p.model,
+                self.batches,
+                build_loss("cross_entropy"),
+                self.optimizer,
+                steps=steps,
+                schedule=build_schedule(total=steps, **self.p.config.schedule.model_dump()),
+                start=self.step,
+                accumulate=c.train.accumulate,
+                clip=c.train.clip,
+                precision=p.precision,
+                ema=self.ema,
+                gradients=Gradients(c.train.z_loss),
+            ):
+                yield step
+                if self.steps != steps:
+                    break
+
+    def _plan_again(self, durations: Sequence[float]) -> None:
+        """Settle how many updates fit into the minutes, by what the first ones took."""
+        self._tick()
+        c, pace = self.p.config, self.pace
+        if pace is not None and len(durations) >= FEW:
+            pace = replace(pace, update=statistics.fmean(durations))
+            more = pace.updates(self.seconds, self.evaluate_every, c.train.save_every)
+            self.p = replace(self.p, config=replanned(c, self.step, more))
+            self._meter.total = self.steps
+            self.run.write_settings("pretrain", self.p.frozen().model_dump(exclude_none=True))
+            self.run.log({"event": "plan", "step": self.step, "steps": self.steps, "seconds": self.seconds})
+            self.listener.say(f"step {self.step:,}: {self.steps:,} updates will fit into the minutes given")
+        self.pace = None
+
     def _tick(self) -> None:
         """Bring the training's wall clock up to now; it goes on where an interrupted run stopped."""
         self.seconds = time.perf_counter() - self._began
 
     def _look(self) -> None:
-        """An estimate of the scores, and a sample of what the model writes by now, if it writes."""
+        """See, and say, how well it does and what it writes by now."""
         with self.ema.swapped() if self.ema is not None else nullcontext():
-            held_out = sum(map(len, self.p.held_out))
-            scores = self._scores(every=max(1, held_out // ESTIMATE))
-            text = sample(self.p) if self.p.model.causal else None
+            look = Look.at(self.p)
+        if self.pace is not None:
+            self.pace = replace(self.pace, look=look.seconds, final=look.final)
         self._tick()
-        self.run.log({"event": "validation", "step": self.step, "scores": scores, "seconds": self.seconds})
+        self.run.log({"event": "validation", "step": self.step, "scores": look.scores, "seconds": self.seconds})
         shown = ""
-        if text is not None:
-            self.run.log({"event": "sample", "step": self.step, **text})
-            shown = "  " + repr(text["prompt"][-40:] + text["text"])
-        self.listener.say(f"step {self.step:,}: held-out {headline(scores)}{shown}")
-
-    def _scores(self, every: int = 1) -> dict[str, float]:
-        c = self.p.config
-        return text_scores(
-            self.p.model,
-            self.p.held_out,
-            c.data.row,
-            c.train.batch_size,
-            precision=self.p.precision,
-            every=every,
-            masking=self.p.masking,
-        )
+        if look.text is not None:
+            self.run.log({"event": "sample", "step": self.step, **look.text})
+            shown = "  " + repr(look.text["prompt"][-40:] + look.text["text"])
+        self.listener.say(f"step {self.step:,}: held-out {headline(look.scores)}{shown}")
 
     # --- the state --------------------------------------------------------------------------------------------------
 
@@ -205,8 +229,12 @@ class Pretraining:
             "batches": self.batches.state_dict(),
             "optimizer": numbers,
             "seconds": self.seconds,
+            "pace": None if self.pace is None else asdict(self.pace),
+            "notes": self.notes,
         }
         self.run.save_state(self.step, tensors, counters)
+        if self.pace is not None:
+            self.pace = replace(self.pace, save=time.perf_counter() - self._began - self.seconds)
 
     def restore(self) -> None:
         """Go back to the newest saved state, or to the beginning where there is none."""
@@ -222,14 +250,15 @@ class Pretraining:
             )
         state.restore(tensors, counters["optimizer"], self.p.model, self.optimizer, self.ema)
         self.batches.load_state_dict(counters["batches"])
-        self.step, self.seconds = counters["step"], counters["seconds"]
+        self.step, self.seconds, self.notes = counters["step"], counters["seconds"], counters.get("notes", [])
+        self.pace = Pace(**pace) if (pace := counters.get("pace")) else None
         self.listener.say(f"resuming {self.run.path} at step {self.step} of {self.steps}")
 
     # --- what is said and left behind -------------------------------------------------------------------------------
 
-    def _log_step(self, step: Step, meter: Meter) -> None:
+    def _log_step(self, step: Step) -> None:
         self._tick()
-        now = meter.read()
+        now = self._meter.read()
         norm = None if step.grad_norm is None else float(step.grad_norm)
         speed = now.examples_per_second * self.p.config.data.row
         rate = speed if isfinite(speed) else None
@@ -255,7 +284,7 @@ class Pretraining:
             rate = matrix_rate(products(p.model, c.data.row * c.train.batch_size), p.precision, p.device)
             if (mfu := speed * p.flops_per_token / rate) < 1:
                 return found | {"matrix_rate": rate, "mfu": mfu}
-        p.notes.append("other programs kept this machine too busy to measure its matrix rate")
+        self.notes.append("other programs kept this machine too busy to measure its matrix rate")
         return found | {"matrix_rate": None, "mfu": None}
 
     def _finish(self, per_step: float) -> Writer:
@@ -263,7 +292,7 @@ class Pretraining:
         if self.ema is not None:
             p.model.load_state_dict({k: v for k, v in self.ema.state_dict().items() if k != "updates"}, strict=False)
         p.model.eval()
-        scores = self._scores()
+        scores = scored(p)
         self.run.log({"event": "validation", "step": self.step, "scores": scores, "seconds": self.seconds})
         written: dict[str, Any] = {}
         if p.model.causal:
@@ -285,7 +314,7 @@ class Pretraining:
             "parameters": p.model.parameter_count,
             "seed": p.config.seed,
             **written,
-            "notes": p.notes,
+            "notes": [*p.notes, *self.notes],
             "command": command(p.config),
             "environment": environment.describe(p.device, p.precision),
         }

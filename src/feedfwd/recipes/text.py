@@ -25,9 +25,8 @@ from feedfwd.train.loop import train
 from feedfwd.train.losses import build_loss
 from feedfwd.train.optimizers import Optimizer, build_optimizer
 from feedfwd.train.precision import Precision, choose, products
-from feedfwd.train.progress import plan_steps, typical
+from feedfwd.train.progress import typical
 
-EVALUATIONS = 10
 EPOCHS = 10  # that an effort goes over the text at most; more teach little (Muennighoff et al. 2023, arXiv 2305.16264)
 LONG = 20_000_000  # bytes of text from which tokenising shows how far it is
 PER_PARAMETER = 20  # training tokens that a parameter wants; Hoffmann et al. 2022, arXiv 2203.15556
@@ -49,6 +48,7 @@ class PreparedText:
     precision: Precision
     device: torch.device
     notes: list[str] = field(default_factory=list)
+    suited: bool = False  # its size was chosen by what this machine does in the minutes given
 
     def batches(self) -> PackedBatches:
         c = self.config
@@ -156,7 +156,8 @@ def prepare_text(config: PretrainConfig, listener: Listener, *, tokenizer: TextT
     if config.minutes is None:
         return built(settled(config))
     name, seen = suited(config, lambda config: built(settled(config)))
-    return built(settled(config.over({"size": name}), seen))
+    sized = config if name is None else config.over({"size": name})
+    return replace(built(settled(sized, seen)), suited=not of_ones_own(config))
 
 
 def _tokens(corpus: Corpus, tokenizer: TextTokenizer, part: Part, listener: Listener) -> list[Tokens]:
@@ -260,7 +261,7 @@ def suited(config: PretrainConfig, build: Callable[[PretrainConfig], PreparedTex
     """
     assert config.minutes is not None
     seconds = 60 * config.minutes * (1 - RESERVE)
-    own = config.size is not None or {"model.width", "model.depth"} & _flat(config).keys()
+    own = of_ones_own(config)
     found: tuple[str | None, float] = config.size, 0.0
     flops = 0
     for name in [config.size] if own else SIZES:
@@ -275,6 +276,11 @@ def suited(config: PretrainConfig, build: Callable[[PretrainConfig], PreparedTex
     return found
 
 
+def of_ones_own(config: PretrainConfig) -> bool:
+    """Whether the settings name a size."""
+    return config.size is not None or bool({"model.width", "model.depth"} & _flat(config).keys())
+
+
 def _flat(config: PretrainConfig) -> dict[str, Any]:
     """What was given explicitly, by dotted key."""
     said = config.said()
@@ -283,9 +289,12 @@ def _flat(config: PretrainConfig) -> dict[str, Any]:
 
 
 def too_short(p: PreparedText) -> list[str]:
-    """A note where the network has too many parameters for the tokens that it will see."""
+    """A note where the network has too many parameters for the tokens that it will see.
+
+    Not where its size was chosen for the minutes: the larger of two sizes does better long before that.
+    """
     tokens, parameters = p.steps * p.tokens_per_update, p.model.parameter_count
-    if tokens >= PER_PARAMETER * parameters:
+    if p.suited or tokens >= PER_PARAMETER * parameters:
         return []
     smaller = fitting(tokens, p.tokenizer.vocabulary, per_parameter=PER_PARAMETER)
     fits = size(smaller).parameters(p.tokenizer.vocabulary)
@@ -297,16 +306,6 @@ def too_short(p: PreparedText) -> list[str]:
 
 
 # --- how long it takes ----------------------------------------------------------------------------------------------
-
-
-def planned(p: PreparedText, listener: Listener) -> PreparedText:
-    """The same with the number of updates settled in its settings, where minutes were given."""
-    minutes = p.config.minutes
-    if minutes is None:
-        return p
-    steps = plan_steps(60 * minutes, per_step=tried(p), reserve=RESERVE)
-    listener.say(f"{steps:,} updates fit into {minutes:g} minutes")
-    return replace(p, config=p.config.with_("minutes", None).with_("train.steps", steps))
 
 
 def tried(p: PreparedText) -> float:
