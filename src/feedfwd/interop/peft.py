@@ -2,7 +2,8 @@
 
 A folder written here loads there by `PeftModel.from_pretrained`, and the other way round, with the same outputs. Keys
 are `base_model.model.PATH.lora_A.weight` and so on. A packed weight is written as the projections it stacks, `gate_up`
-as `gate_proj` and `up_proj`. Nothing of peft is imported.
+as `gate_proj` and `up_proj`; maps that lie apart here and are packed there, as GPT-2's queries, keys and values, get
+one adapter there whose rank is the sum of theirs. Nothing of peft is imported.
 """
 
 import json
@@ -10,6 +11,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ from torch import Tensor, nn
 from feedfwd.errors import ConfigError, DataError, nearest
 from feedfwd.ffn.lora import adapter_state, add_adapters, linear_maps, lora_layers
 from feedfwd.ffn.lora_linear import KINDS, Adapter, LoRALinear
-from feedfwd.interop.families import Pair
+from feedfwd.interop.families import Family, Pair
+from feedfwd.models.transformer import Transformer
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -37,10 +40,19 @@ FOREIGN = [
 ]
 
 Names = Callable[[str], str]
+Values = dict[str, Tensor]  # an adapter's tensors at one of their paths, by suffix
+
+
+def family_names(family: Family, model: Transformer) -> Names:
+    """Where a Transformer's modules are in the family's model with the same head."""
+    names = names_from(family.pairs(model.head_kind))
+    return (lambda path: names(path).removeprefix(family.prefix)) if model.head_kind == "none" else names
 
 
 def names_from(pairs: Iterable[Pair]) -> Names:
     """The `names` that a family's table of tensors brings, for a model that `huggingface.export` writes as that family.
+
+    Where one map there is several here, `#1/3` says which of its parts.
 
     >>> from feedfwd.interop.families import LLAMA_NAMES
     >>> names = names_from(LLAMA_NAMES)
@@ -49,9 +61,11 @@ def names_from(pairs: Iterable[Pair]) -> Names:
     """
     table: dict[str, str] = {}
     for ours, theirs, *_ in pairs:
-        if len(ours) == 1:  # maps that lie apart here and together there have no adapter of their own
-            parts = _unpacked(ours[0].removesuffix(".weight"))
-            table |= dict(zip(parts, (name.removesuffix(".weight") for name in theirs), strict=False))
+        there = [name.removesuffix(".weight") for name in theirs]
+        if len(ours) > 1 and len(theirs) == 1:
+            there = [f"{there[0]}#{at}/{len(ours)}" for at in range(len(ours))]
+        here = [part for name in ours for part in _unpacked(name.removesuffix(".weight"))]
+        table |= dict(zip(here, there, strict=False))
 
     def names(path: str) -> str:
         block = re.search(r"\d+", path)
@@ -62,16 +76,26 @@ def names_from(pairs: Iterable[Pair]) -> Names:
 
 
 def save_peft(
-    model: nn.Module, folder: Path | str, name: str = "default", *, names: Names = str, base: str | None = None
+    model: nn.Module,
+    folder: Path | str,
+    name: str = "default",
+    *,
+    names: Names = str,
+    family: Family | None = None,
+    base: str | None = None,
 ) -> None:
     """Write adapter `name` to a folder.
 
-    `names` turns a module's path here, with gate_proj and up_proj for gate_up, into its path in the model that peft
-    will adapt; `base` says where that model comes from. Parameters that train beside the adapters, a classifier's head
-    for instance, go along as peft's `modules_to_save`.
+    For a Transformer that was read as a `family` that is enough. For others `names` turns a module's path here, with
+    gate_proj and up_proj for gate_up, into its path in the model that peft will adapt; `base` says where that model
+    comes from. Parameters that train beside the adapters, a classifier's head for instance, go along as peft's
+    `modules_to_save`.
     """
     adapter_state(model, name)  # raises where there is no such adapter
-    tensors: dict[str, Tensor] = {}
+    if family is not None:
+        assert isinstance(model, Transformer)
+        names = family_names(family, model)
+    values: dict[str, Values] = defaultdict(dict)
     adapters: dict[str, Adapter] = {}
     for path, layer in lora_layers(model):
         if name not in layer.adapters:
@@ -84,13 +108,19 @@ def save_peft(
                 if kind == "lora_bias":  # peft scales it together with the rest
                     whole = whole / layer.adapters[name].scale
                 pieces = zip(parts, whole.chunk(len(parts)), strict=True)
-                tensors |= {f"{PREFIX}{part}.{suffix}": piece.clone() for part, piece in pieces}
+                for part, piece in pieces:
+                    values[part][suffix] = piece.clone()
     if len({(a.method, a.dropout, a.bias) for a in adapters.values()}) > 1:
         what = f"adapter {name!r} differs between layers in method, dropout or bias"
         raise ConfigError(what, hint="peft's format has one of each; adapt all layers alike but for rank and alpha")
+    packed = {part.partition("#")[0] for part in adapters if "#" in part}
+    for path in packed:
+        _join(path, values, adapters)
+    tensors = {f"{PREFIX}{part}.{suffix}": t for part, own in values.items() for suffix, t in own.items()}
     others = [names(part) for path, _ in model.named_modules() for part in _unpacked(path)]
     others += [names(part) for path in linear_maps(model) for part in _unpacked(path)]
-    config = _config(adapters, others) | {"base_model_name_or_path": base}
+    others = [other.partition("#")[0] for other in others]
+    config = _config(adapters, others) | {"base_model_name_or_path": base, "fan_in_fan_out": bool(packed)}
     trained = {key: p for key, p in model.named_parameters() if p.requires_grad and ".lora_" not in key}
     if trained:
         config["modules_to_save"] = sorted({names(key.rpartition(".")[0]) for key in trained})
@@ -101,15 +131,22 @@ def save_peft(
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
-def load_peft(model: nn.Module, folder: Path | str, name: str = "default", *, names: Names = str) -> list[str]:
+def load_peft(
+    model: nn.Module, folder: Path | str, name: str = "default", *, names: Names = str, family: Family | None = None
+) -> list[str]:
     """Adapt a model with the adapter in a folder, under this name; the paths of the maps that have it now.
 
-    `names` as in `save_peft`. A file that adapts one half of a packed weight is read with the other half at zero, A and
-    B both, where it stays in training too. Whole tensors in the file (`modules_to_save`, biases of other layers)
-    replace the model's. Raises DataError for a folder that isn't such an adapter, or one made for another model.
+    `names` and `family` as in `save_peft`. A file that adapts one half of a packed weight is read with the other half
+    at zero, A and B both, where it stays in training too. Whole tensors in the file (`modules_to_save`, biases of other
+    layers) replace the model's. Raises DataError for a folder that isn't such an adapter, or one made for another
+    model.
     """
     config, tensors = _read(Path(folder))
-    found: dict[str, dict[str, Tensor]] = defaultdict(dict)  # theirs: path -> suffix -> tensor
+    if family is not None:
+        assert isinstance(model, Transformer)
+        names = family_names(family, model)
+        tensors = _prefixed(tensors, family.prefix, "" if model.head_kind == "none" else family.prefix)
+    found: dict[str, Values] = defaultdict(dict)  # by their paths
     whole: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         key = key.removeprefix(PREFIX)
@@ -118,10 +155,13 @@ def load_peft(model: nn.Module, folder: Path | str, name: str = "default", *, na
         else:
             whole[key] = tensor
     places = {names(part): (path, at) for path in linear_maps(model) for at, part in enumerate(_unpacked(path))}
+    _split(found, places)
     adapters: dict[str, Adapter] = {}
+    base = config.get("base_model_name_or_path")
     for path, values in found.items():
         if path not in places:
-            hint = f"it was made for another model, or `names` must say what it is here; {nearest(path, places)}"
+            made = f"it was made for {base or 'another model'}"
+            hint = f"{made}, or `names` must say what it is here; {nearest(path, places)}"
             raise DataError(f"{folder}: it adapts {path!r}, which this model hasn't", hint=hint)
         own = places[path][0]
         adapter = _adapter(config, path, values, _base(model, own), len(_unpacked(own)))
@@ -141,6 +181,51 @@ def load_peft(model: nn.Module, folder: Path | str, name: str = "default", *, na
                 parts = {at: found[path] for path, (place, at) in places.items() if place == own and path in found}
                 _fill(layer, name, parts)
     return list(adapters)
+
+
+def _prefixed(tensors: Mapping[str, Tensor], either: str, wanted: str) -> dict[str, Tensor]:
+    """The tensors of a body with the prefix that it has under a head, or without, as it was saved or not."""
+    heads = ("lm_head", "cls.", "classifier", "score")
+    found = {}
+    for key, tensor in tensors.items():
+        path = key.removeprefix(PREFIX).removeprefix(either)
+        found[PREFIX + ("" if path.startswith(heads) else wanted) + path] = tensor
+    return found
+
+
+def _split(found: dict[str, Values], places: Collection[str]) -> None:
+    """What adapts one map there as adapters of the several that it is here: A for each, B's and others' rows shared."""
+    several = {place.partition("#")[0]: int(place.rpartition("/")[2]) for place in places if "#" in place}
+    for path, count in several.items():
+        values = found.pop(path, {})
+        for at in range(count if values else 0):
+            rows = {s: t if s == "lora_A.weight" else t.chunk(count)[at] for s, t in values.items()}
+            found[f"{path}#{at}/{count}"] = rows
+
+
+def _join(path: str, found: dict[str, Values], adapters: dict[str, Adapter]) -> None:
+    """The reverse: A's one below the other, B's as blocks on a diagonal, those that aren't adapted at zero."""
+    own = {part: found.pop(part) for part in list(found) if part.partition("#")[0] == path}
+    made = [adapters.pop(part) for part in own]
+    if len(set(made)) > 1:
+        what = f"the maps that {path!r} packs have adapters that differ"
+        raise ConfigError(what, hint="adapt them alike, or merge the adapter and save the model")
+    first, count = made[0], int(next(iter(own)).rpartition("/")[2])
+    if any("lora_magnitude_vector" in v for v in own.values()) and len(own) < count:
+        raise ConfigError(f"dora on a part of {path!r} can't be written", hint="adapt q, k and v, or merge the adapter")
+    joined: Values = {"lora_A.weight": torch.cat([values["lora_A.weight"] for values in own.values()])}
+    rows = len(next(iter(own.values()))["lora_B.weight"])
+    b = torch.zeros(rows * count, len(own) * first.rank)
+    for order, (part, values) in enumerate(own.items()):
+        at = int(part.partition("#")[2].partition("/")[0])
+        columns = slice(order * first.rank, (order + 1) * first.rank)
+        b[at * rows : (at + 1) * rows, columns] = values["lora_B.weight"]
+        for suffix in set(values) - {"lora_A.weight", "lora_B.weight"}:
+            whole = joined.setdefault(suffix, torch.zeros(rows * count))
+            whole[at * rows : (at + 1) * rows] = values[suffix]
+    found[path] = joined | {"lora_B.weight": b}
+    grown = math.sqrt(len(own)) if first.method == "rslora" else len(own)  # so that the scale stays
+    adapters[path] = replace(first, rank=first.rank * len(own), alpha=first.alpha * grown)
 
 
 def _unpacked(path: str) -> list[str]:
@@ -190,7 +275,6 @@ def _config(adapters: Mapping[str, Adapter], others: Collection[str]) -> dict[st
         "use_dora": first.method == "dora",
         "target_modules": _targets(adapters, others),
         "bias": "none",
-        "fan_in_fan_out": False,
         "inference_mode": True,
         "modules_to_save": None,
         "task_type": None,
@@ -236,7 +320,7 @@ def _adapter(config: Mapping[str, Any], path: str, values: Mapping[str, Tensor],
         raise DataError(what, hint="it was made for another model")
     alpha = float(config["lora_alpha"])
     for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", path):
+        if re.match(rf"(.*\.)?({pattern})$", path.partition("#")[0]):
             alpha = float(value)
             break
     method = "dora" if config.get("use_dora") else "rslora" if config.get("use_rslora") else "lora"
