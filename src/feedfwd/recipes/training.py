@@ -1,0 +1,176 @@
+"""The policy around the loop that recipes share: when to log, to look, to save, and how to stop and go on.
+
+A recipe derives from `Training`, says what is its own (`look`, `counters`), and finishes what `updates` leaves.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from math import isfinite
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor, nn
+
+from feedfwd.checkpoint import Run
+from feedfwd.config import ScheduleConfig, UpdatesConfig
+from feedfwd.data.batches import Batch
+from feedfwd.errors import RunError
+from feedfwd.recipes import state
+from feedfwd.recipes.console import Listener
+from feedfwd.recipes.interrupt import Interrupted, graceful
+from feedfwd.train.averaging import EMA
+from feedfwd.train.loop import Step, autograd, train
+from feedfwd.train.losses import Loss
+from feedfwd.train.optimizers import Optimizer
+from feedfwd.train.precision import Precision
+from feedfwd.train.progress import Meter
+from feedfwd.train.schedules import build_schedule
+
+LOGGED = 200  # about so many steps of a run are logged
+
+
+class Batches(Iterator[Batch], Protocol):
+    """An endless stream of batches that can say where it is."""
+
+    def state_dict(self) -> dict[str, int]: ...
+    def load_state_dict(self, state: dict[str, int]) -> None: ...
+
+
+class Training:
+    """One training: what moves, and what has to be saved of it."""
+
+    verb: ClassVar[str]  # whose `--resume` goes on with it
+
+    def __init__(
+        self,
+        run: Run,
+        listener: Listener,
+        *,
+        model: nn.Module,
+        batches: Batches,
+        optimizer: Optimizer,
+        loss: Loss,
+        steps: int,
+        updates: UpdatesConfig,
+        schedule: ScheduleConfig,
+        precision: Precision,
+        source: str,
+        fingerprint: Any,
+        evaluate_every: int,
+        gradients: Callable[..., Tensor] = autograd,
+        seconds: float = 0.0,
+    ) -> None:
+        self.run, self.listener = run, listener
+        self.model, self.batches, self.optimizer, self.loss = model, batches, optimizer, loss
+        self.steps, self.config, self.precision, self.gradients = steps, updates, precision, gradients
+        self.schedule = build_schedule(total=steps, **schedule.model_dump())
+        self.source, self.fingerprint, self.evaluate_every = source, fingerprint, evaluate_every
+        self.ema = EMA(model, updates.ema) if updates.ema else None
+        self.step, self.seconds = 0, seconds  # done so far
+
+    # --- what a recipe says -------------------------------------------------------------------------------------------
+
+    def look(self) -> dict[str, float] | None:
+        """Scores on what is held back; None where nothing is."""
+        return None
+
+    def counters(self) -> dict[str, Any]:
+        """Numbers of the recipe's own that a saved state keeps; `recall` gets them back."""
+        return {}
+
+    def recall(self, counters: dict[str, Any]) -> None: ...
+
+    # --- the policy ---------------------------------------------------------------------------------------------------
+
+    def updates(self) -> None:
+        """All updates still to do; then the model holds the weights to keep."""
+        self._began = time.perf_counter() - self.seconds
+        meter = Meter(self.steps)
+        with graceful() as stop:
+            for step in train(
+                self.model,
+                self.batches,
+                self.loss,
+                self.optimizer,
+                steps=self.steps,
+                schedule=self.schedule,
+                start=self.step,
+                accumulate=self.config.accumulate,
+                clip=self.config.clip,
+                precision=self.precision,
+                ema=self.ema,
+                gradients=self.gradients,
+            ):
+                self.step, last = step.n, step.n == self.steps
+                meter.update(step)
+                if step.n % max(1, self.steps // LOGGED) == 0 or last:
+                    self._log_step(step, meter)
+                with meter.paused():
+                    if step.n % self.evaluate_every == 0 and not last:
+                        self._look()
+                    if not last and (stop.number is not None or step.n % self.config.save_every == 0):
+                        self.save()
+                if stop.number is not None and not last:
+                    where = f"stopped at step {step.n} of {self.steps}"
+                    raise Interrupted(f"{where}; go on with: feedfwd {self.verb} --resume {self.run.path}", stop.number)
+        self._tick()
+        if self.ema is not None:
+            averages = {name: value for name, value in self.ema.state_dict().items() if name != "updates"}
+            self.model.load_state_dict(averages, strict=False)
+        self.model.eval()
+
+    def averaged(self) -> AbstractContextManager[Any]:
+        """The moving average's weights in place of the model's, where there is one."""
+        return nullcontext() if self.ema is None else self.ema.swapped()
+
+    def _look(self) -> None:
+        with self.averaged():
+            scores = self.look()
+        self._tick()
+        if scores is not None:
+            self.run.log({"event": "validation", "step": self.step, "scores": scores, "seconds": self.seconds})
+
+    def _tick(self) -> None:
+        """Bring the training's wall clock up to now; it goes on where an interrupted run stopped."""
+        self.seconds = time.perf_counter() - self._began
+
+    def _log_step(self, step: Step, meter: Meter) -> None:
+        self._tick()
+        now = meter.read()
+        norm = None if step.grad_norm is None else float(step.grad_norm)
+        rate = now.examples_per_second if isfinite(now.examples_per_second) else None
+        event = {"event": "step", "step": step.n, "loss": float(step.loss), "lr": step.lr, "grad_norm": norm}
+        self.run.log({**event, "examples_per_second": rate, "seconds": self.seconds})
+        self.listener.progress(step.n, self.steps, str(now))
+
+    # --- the state ----------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Everything that moves, at an update boundary."""
+        self._tick()
+        tensors, numbers = state.moving(self.model, self.optimizer, self.ema)
+        counters = {
+            "data": self.fingerprint,
+            "batches": self.batches.state_dict(),
+            "optimizer": numbers,
+            "seconds": self.seconds,
+        }
+        self.run.save_state(self.step, tensors, counters | self.counters())
+
+    def restore(self) -> None:
+        """Go back to the newest saved state, or to the beginning where there is none."""
+        found = self.run.load_state()
+        if found is None:
+            self.listener.say(f"{self.run.path} has no saved state yet: starting it again from its settings")
+            return
+        tensors, counters = found
+        if counters["data"] != self.fingerprint:
+            raise RunError(
+                f"the training data of {self.run.path} have changed since it began ({self.source})",
+                hint="restore them to resume, or start a new run on the new data",
+            )
+        state.restore(tensors, counters["optimizer"], self.model, self.optimizer, self.ema)
+        self.batches.load_state_dict(counters["batches"])
+        self.step, self.seconds = counters["step"], counters["seconds"]
+        self.recall(counters)
+        self.listener.say(f"resuming {self.run.path} at step {self.step} of {self.steps}")

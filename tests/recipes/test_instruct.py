@@ -1,0 +1,207 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from feedfwd.checkpoint import Run
+from feedfwd.config import parse
+from feedfwd.config_instruct import InstructConfig
+from feedfwd.config_pretrain import PretrainConfig
+from feedfwd.data.conversations import ChatBatches
+from feedfwd.errors import ConfigError, DataError, RunError
+from feedfwd.models.generate import Sampling
+from feedfwd.recipes.chatter import Chatter
+from feedfwd.recipes.console import Silent
+from feedfwd.recipes.instruct import answer_scores, dry_run, instruct_config, prepare_chats, resume
+from feedfwd.recipes.interrupt import Interrupted
+from feedfwd.recipes.pretrain import pretrain_config
+from feedfwd.train.cross_entropy import Gradients
+from feedfwd.train.loop import train
+from feedfwd.train.losses import build_loss
+
+COLOURS = {"sky": "blue", "grass": "green", "snow": "white", "coal": "black", "blood": "red", "sun": "yellow"}
+
+
+def chats() -> list[dict]:
+    asked = ["What colour is {}?", "Tell me the colour of {}.", "{}: which colour?"]
+    return [
+        {"prompt": q.format(thing), "completion": f"It is {colour}."}
+        for thing, colour in COLOURS.items()
+        for q in asked
+    ]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("instruct")
+    lines = [f"{row['prompt']} {row['completion']}\n" for row in chats()]
+    (folder / "text.txt").write_text("".join(lines) * 20, encoding="utf-8")
+    (folder / "chats.jsonl").write_text("\n".join(map(json.dumps, chats())), encoding="utf-8")
+    config = PretrainConfig.model_validate({
+        "sources": [str(folder / "text.txt")], "size": "pico", "train": {"steps": 3, "batch_size": 4},
+        "data": {"vocabulary": 300, "row": 64}, "model": {"width": 64, "depth": 2, "heads": 2},
+    })  # fmt: skip
+    pretrain_config(config, folder / "base")
+    return folder
+
+
+def config(place: Path, **settings) -> InstructConfig:
+    said = {"source": str(place / "chats.jsonl"), "pretrained": str(place / "base"), "seed": 1}
+    made = parse(InstructConfig, said)
+    for key, value in settings.items():
+        made = made.with_(key.replace("__", "."), value)
+    return made
+
+
+def test_a_model_learns_to_answer_and_to_stop(place, tmp_path):
+    settings = {"train__steps": 120, "optimizer__lr": 0.003, "chat__validation": 0.0, "train__batch_size": 6}
+    made = instruct_config(config(place, **settings), tmp_path / "run")
+    loaded = Chatter.load(tmp_path / "run")
+    for thing, colour in COLOURS.items():
+        assert loaded.answer(f"What colour is {thing}?", sampling=Sampling(temperature=0)) == f"It is {colour}."
+    ids = torch.arange(5)[None]
+    assert torch.equal(made.model(ids), loaded.model(ids))
+    assert loaded.answer(
+        [("user", "What colour is sky?"), ("assistant", "It is blue."), ("user", "snow: which colour?")]
+    )
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_adapters_train_alone_and_are_merged(place, tmp_path, method):
+    made = instruct_config(config(place, method=method, train__steps=4), tmp_path / "run")
+    result = made.result
+    assert 0 < result["trained_parameters"] < 0.6 * result["parameters"]
+    names = Run(tmp_path / "run").load_model()
+    assert not [name for name in names if "lora" in name]
+    before = Run(place / "base").load_model()
+    assert torch.equal(names["embedding.weight"], before["embedding.weight"])
+    assert any(not torch.equal(names[name], before[name]) for name in before)
+
+
+def gradients(model, batches, accumulate: int) -> tuple[float, dict[str, torch.Tensor]]:
+    model.eval()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    (step,) = train(
+        model,
+        iter(batches),
+        build_loss("cross_entropy"),
+        optimizer,
+        steps=1,
+        accumulate=accumulate,
+        gradients=Gradients(),
+    )
+    return float(step.loss), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_the_loss_is_the_same_however_the_batch_is_split_or_padded(place):
+    p = prepare_chats(config(place))
+    rows = torch.arange(12)
+    whole = gradients(p.model, [p.train.batch(rows)], 1)
+    split = gradients(p.model, [p.train.batch(part) for part in torch.split(rows, [1, 7, 4])], 3)
+    batch = p.train.batch(rows)
+    wider = type(batch)(*(F.pad(part, (0, 9)) for part in (batch.inputs, batch.targets, batch.weights)))
+    padded = gradients(p.model, [wider], 1)
+    for loss, found in (split, padded):
+        assert loss == pytest.approx(whole[0], abs=1e-5)
+        for name, gradient in whole[1].items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_the_loss_is_that_of_the_answers_alone(place):
+    p = prepare_chats(config(place))
+    p.model.eval()
+    total, count = 0.0, 0
+    for row in range(len(p.train)):
+        batch = p.train.batch(torch.tensor([row]))
+        losses = F.cross_entropy(p.model(batch.inputs)[0], batch.targets[0], reduction="none")
+        learnt = batch.weights[0].bool()
+        text = p.pretrained.tokenizer.decode(batch.targets[0][learnt].tolist())
+        assert text.startswith("It is ")
+        total, count = total + float(losses[learnt].detach().sum()), count + int(learnt.sum())
+    scores = answer_scores(p.model, p.train)
+    assert scores["loss"] == pytest.approx(total / count, rel=1e-4) and count == p.train.answers
+
+
+def test_a_question_asked_twice_is_not_split_over_the_parts(place, tmp_path):
+    rows = chats() * 3
+    (tmp_path / "twice.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    p = prepare_chats(config(place, source=str(tmp_path / "twice.jsonl"), chat__validation=0.3))
+    held = {chat[0].text for chat in p.held_back}
+    assert held and len(p.held_back) == 3 * len(held)
+    assert len(p.train) + len(p.held_back) == len(rows)
+
+
+def test_batches_go_on_where_they_were(place):
+    p = prepare_chats(config(place))
+    stream, again = (ChatBatches(p.train, 4, seed=3) for _ in range(2))
+    for _ in range(5):
+        next(stream)
+    again.load_state_dict(stream.state_dict())
+    assert torch.equal(next(stream).inputs, next(again).inputs)
+
+
+def test_resuming_gives_the_same_bits(place, tmp_path, monkeypatch):
+    whole = instruct_config(config(place, train__steps=6), tmp_path / "whole")
+    from feedfwd.recipes import training as module
+
+    original = module.Training._log_step
+
+    def killed(self, step, meter):
+        original(self, step, meter)
+        if step.n == 4:
+            self.save()
+            raise Interrupted("killed", 2)
+
+    monkeypatch.setattr(module.Training, "_log_step", killed)
+    with pytest.raises(Interrupted):
+        instruct_config(config(place, train__steps=6), tmp_path / "cut")
+    monkeypatch.setattr(module.Training, "_log_step", original)
+    cut = resume(tmp_path / "cut")
+    for a, b in zip(whole.model.parameters(), cut.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(RunError, match="finished"):
+        resume(tmp_path / "cut")
+
+
+class Lines(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def test_a_dry_run_shows_what_is_learnt(place):
+    listener = Lines()
+    dry_run(config(place), listener)
+    text = "\n".join(listener.lines)
+    assert "learns to write: 'It is " in text and "of the model" not in text and "are answers and learnt" in text
+
+
+def test_what_cannot_be_learnt(place, tmp_path):
+    with pytest.raises(DataError, match="nothing would train"):
+        prepare_chats(config(place, chat__longest=8))
+    with pytest.raises(DataError, match="no file"):
+        prepare_chats(config(place, source="missing.jsonl"))
+    with pytest.raises(ConfigError, match=r"unknown chat\.template"):
+        prepare_chats(config(place, chat__template="plane"))
+    with pytest.raises(ConfigError, match="needs the special tokens"):
+        prepare_chats(config(place, chat__template="chatml"))
+    with pytest.raises(ConfigError, match="adapt"):
+        config(place, adapt__rank=4)
+    with pytest.raises(ConfigError, match=r"attention\.z"):
+        prepare_chats(config(place, method="lora", adapt__targets=["attention.z"]))
+    with pytest.raises(DataError, match="neither a run"):
+        prepare_chats(config(place, pretrained=str(tmp_path / "nothing")))
+
+
+def test_an_encoder_cannot_answer(place, tmp_path):
+    said = PretrainConfig.model_validate({
+        "sources": [str(place / "text.txt")], "size": "pico", "data": {"vocabulary": 300, "row": 64},
+        "train": {"steps": 1, "batch_size": 4, "objective": "masked"}, "model": {"width": 64, "depth": 1, "heads": 2},
+    })  # fmt: skip
+    pretrain_config(said, tmp_path / "masked")
+    with pytest.raises(ConfigError, match="can't write"):
+        prepare_chats(config(place, pretrained=str(tmp_path / "masked")))
