@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from feedfwd.models.attention import Sight, attend, documents_of
+from feedfwd.models.heads import TiedHead
 from feedfwd.models.positions import tables
 from feedfwd.models.stepping import AttentionStep, Moment, after, ffn_step, is_small
-from feedfwd.models.transformer import Block, TiedHead, Transformer
+from feedfwd.models.transformer import Block, Transformer
 
 
 class Rereading:
