@@ -1,5 +1,6 @@
 """The settings of `feedfwd finetune`: labelled texts, the network that reads them, and how it is trained."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -18,7 +19,10 @@ from feedfwd.config import (
 
 
 class LabelledConfig(Settings):
-    """How the texts are split."""
+    """What the labels are, and how the texts are split."""
+
+    several: bool | None = Field(None, description="several labels a text; not given: guessed from the column")
+    shots: Count | None = Field(None, description="train on so many texts of each class, drawn by seed, alone")
 
     validation: Share = Field(0.0, description="share of the training part held back for validation; 0 trains on all")
     test: Annotated[Share, Field(gt=0)] = Field(0.2, description="share split off as test part where none is named")
@@ -46,11 +50,37 @@ class BagConfig(Settings):
         return self
 
 
+class EncoderConfig(Settings):
+    """How a pretrained model reads a text, and the layers above the text's vector."""
+
+    pooling: Literal["auto", "mean", "cls", "last"] = Field("auto", description="auto: as the model was trained")
+    longest: Annotated[int, Field(ge=4)] = Field(256, description="tokens of a text; what is longer is cut")
+    hidden: list[Count] = Field([], description="width of each hidden layer of the head; none: a linear map")
+    input_dropout: Share = Field(0.1, description="on the text's vector")
+    dropout: Share | None = Field(None, description="inside the pretrained model; not given: as it says itself")
+    frozen_embeddings: bool = Field(False, description="the tokens' vectors stay as they are")
+
+
+class AdaptConfig(Settings):
+    """method=lora or dora: low-rank maps beside the frozen ones (arXiv 2106.09685, 2402.09353)."""
+
+    rank: Count = 16
+    alpha: Positive = Field(32.0, description="the low-rank product counts alpha / rank")
+    dropout: Share = 0.0
+    targets: list[str] = Field(
+        ["attention.*", "ffn.*"], description="linear maps by path or its end, with wildcards", min_length=1
+    )
+
+
 class RowOptimizerConfig(Settings):
-    """Adam that touches only the vectors of a batch's own n-grams."""
+    """Adam that touches of the embedding only the rows that a batch looks up."""
 
     lr: Positive = Field(0.01, description="peak learning rate")
-    weight_decay: Annotated[Real, Field(ge=0)] = Field(0.0, description="of the layers above the sum")
+    head: Positive = Field(1.0, description="how many times the rate the head of a pretrained model learns at")
+    layer_decay: Annotated[Real, Field(gt=0, le=1)] = Field(
+        1.0, description="rate of each layer of a pretrained model, relative to the one above it"
+    )
+    weight_decay: Annotated[Real, Field(ge=0)] = Field(0.0, description="of matrices, those of vectors left out")
     beta1: Share = 0.9
     beta2: Share = 0.99
     eps: Positive = 1e-8
@@ -87,16 +117,31 @@ class FinetuneConfig(Recipe):
 
     source: str
     test: str | None = Field(None, description="a file of its own for the test part")
-    task: Literal["classify"] = Field("classify", description="one label a text")
+    task: Literal["auto", "classify", "regress"] = Field("auto", description="auto: by what the target column holds")
     text: str | None = Field(None, description="column that holds the text; not given: guessed")
     target: str | None = Field(None, description="column that holds the label; not given: guessed")
+    pretrained: str | None = Field(
+        None,
+        description="what to start from: a run of pretrain, a folder or a name of Hugging Face's; not given: a bag",
+    )
+    method: Literal["full", "head", "lora", "dora"] = Field("full", description="which weights of it are trained")
     data: LabelledConfig = LabelledConfig()
     bag: BagConfig = BagConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    adapt: AdaptConfig = AdaptConfig()
     ffn: FFNSpec = FFNSpec()
     loss: LabelLossConfig = LabelLossConfig()
     optimizer: RowOptimizerConfig = RowOptimizerConfig()
     schedule: FinetuneSchedule = FinetuneSchedule()
     train: FinetuneUpdates = FinetuneUpdates()
+
+    @model_validator(mode="after")
+    def _has_what_it_changes(self) -> Self:
+        if self.pretrained is None and self.method != "full":
+            raise ValueError(f"--method {self.method} needs a pretrained model: name one with --from")
+        if self.method not in ("lora", "dora") and self.adapt != AdaptConfig():
+            raise ValueError("adapt.* is for --method lora and dora")
+        return self
 
 
 EFFORTS: dict[str, dict[str, Any]] = {
@@ -104,3 +149,24 @@ EFFORTS: dict[str, dict[str, Any]] = {
     "standard": {},
     "best": {"train.epochs": 8.0, "bag.width": 256},
 }
+
+PRETRAINED: dict[str, dict[str, Any]] = {  # by method, what every effort starts from
+    "full": {"optimizer.lr": 1e-4, "optimizer.head": 10.0, "optimizer.layer_decay": 0.9, "train.batch_size": 32},
+    "head": {"optimizer.lr": 0.01, "train.batch_size": 64},
+    "lora": {"optimizer.lr": 1e-3, "train.batch_size": 32},
+    "dora": {"optimizer.lr": 1e-3, "train.batch_size": 32},
+}
+PRETRAINED_EPOCHS = {"quick": 3.0, "standard": 6.0, "best": 10.0}
+HEAD_EPOCHS = 5  # times as many of features that are there already
+
+
+def preset(config: FinetuneConfig) -> Mapping[str, Any]:
+    """What effort and method put beneath the user's settings.
+
+    >>> preset(FinetuneConfig(source="a.csv", pretrained="run", effort="quick"))["train.epochs"]
+    3.0
+    """
+    if config.pretrained is None:
+        return EFFORTS[config.effort]
+    epochs = PRETRAINED_EPOCHS[config.effort] * (HEAD_EPOCHS if config.method == "head" else 1)
+    return PRETRAINED[config.method] | {"train.epochs": epochs}

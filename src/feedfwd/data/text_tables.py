@@ -1,13 +1,14 @@
-"""Tables of texts with a label each: CSV, JSON lines, Parquet, and lines of `text@label`."""
+"""Tables of texts with a label, several labels or a number each: CSV, JSON lines, Parquet, lines of `text@label`."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from feedfwd.errors import DataError, nearest
 
@@ -18,14 +19,20 @@ FORMS = ".csv, .tsv, .jsonl, .parquet, or .txt of text@label"
 LABELLED_LINE = re.compile(r"(.*)@([\w-]{1,60})\s*")
 NUMBER = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+)([eE][+-]?\d+)?")
 MANY = 20  # distinct numbers with a fraction, from which on a column holds amounts and not classes
+MANY_WHOLE = 50  # the same of whole numbers, unless they repeat, ten rows to a number
 SKEWED = 10.0  # commonest to rarest class, from which on it is said
+
+
+Kind = Literal["label", "labels", "number"]
+KINDS: tuple[Kind, ...] = ("label", "labels", "number")
 
 
 @dataclass(frozen=True)
 class TextTable:
-    """Texts, a label for each where they are labelled, and what the user should know of how they were read.
+    """Texts, what each is labelled with, and what the user should know of how they were read.
 
-    `rows` are the texts' places in the file, counted from 0 below the header: blank ones are dropped.
+    Labelled texts have one of `labels`, `sets` (of several labels) and `numbers`. `rows` are the texts' places in the
+    file, counted from 0 below the header: blank ones are dropped.
     """
 
     name: str
@@ -35,15 +42,27 @@ class TextTable:
     text: str
     target: str | None
     notes: tuple[str, ...] = ()
+    sets: tuple[frozenset[str], ...] | None = None
+    numbers: tuple[float, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
 
 
-def read_table(source: str, *, text: str | None = None, target: str | None = None, labelled: bool = True) -> TextTable:
-    """The texts of a file and their labels; which columns hold them is guessed unless said, and the notes say it.
+def read_table(
+    source: str,
+    *,
+    text: str | None = None,
+    target: str | None = None,
+    labelled: bool = True,
+    kinds: Sequence[Kind] = KINDS,
+    labels: Sequence[str] = (),
+) -> TextTable:
+    """The texts of a file and their targets; which columns hold them is guessed unless said, and the notes say it.
 
-    Without `labelled` a table needs no target column, and a .txt is a text a line. DataError for what can't be used.
+    What a target is, one of `kinds`, is guessed as well: a column of lists or of `a;b` holds several labels a text,
+    so do several columns of 0 and 1, which `labels` may name; a column of many numbers holds numbers. Without
+    `labelled` a table needs no target, and a .txt is a text a line. DataError for what can't be used.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -51,30 +70,37 @@ def read_table(source: str, *, text: str | None = None, target: str | None = Non
     if not path.exists():
         raise DataError(f"there is no file {source}", hint=f"check the path; texts are read from {FORMS}")
     columns = _columns(path, labelled)
-    names = list(columns)
     text_from = _text_column(path, columns, text, target)
-    target_from = _target_column(path, columns, text_from, target) if labelled else None
-    told = [f"text from column {text_from!r}"]
-    if target_from is not None:
-        told.append(f"labels from {target_from!r}")
-    notes = [", ".join(told)] if len(names) > (2 if labelled else 1) or text_from not in TEXT_NAMES else []
+    found, told = _targets(path, columns, text_from, target, kinds, labels) if labelled else (None, "")
+    usual = text_from in TEXT_NAMES and len(columns) <= (2 if labelled else 1)
+    guessed = found is not None and found.kind != "label"
+    notes = [f"text from column {text_from!r}{told}"] if guessed or not usual else []
     kept, blank = [], 0
-    labels = _labels(path, target_from, columns[target_from]) if target_from is not None else None
     for row, value in enumerate(columns[text_from]):
-        if value is None or not str(value).strip() or (labels is not None and not labels[row]):
+        if value is None or not str(value).strip() or (found is not None and found.values[row] in (None, "")):
             blank += 1
         else:
             kept.append(row)
     if not kept:
-        raise DataError(f"{path} has no row with text{' and label' if labelled else ''}", hint="check its columns")
+        what = "text and label" if labelled else "text"
+        raise DataError(f"{path} has no row with {what}", hint="check its columns")
     if blank:
         what = "without text or label" if labelled else "without text"
         notes.append(f"{blank:,} row{'s' if blank > 1 else ''} {what} left out")
     texts = tuple(str(columns[text_from][row]) for row in kept)
-    chosen = None if labels is None else tuple(labels[row] for row in kept)
-    if chosen is not None:
-        notes += _about_labels(texts, chosen)
-    return TextTable(path.name, texts, chosen, tuple(kept), text_from, target_from, tuple(notes))
+    table = TextTable(path.name, texts, None, tuple(kept), text_from, None if found is None else found.column)
+    if found is None:
+        return replace(table, notes=tuple(notes))
+    chosen = tuple(found.values[row] for row in kept)
+    notes += _about_labels(texts, chosen, found.kind)
+    table = replace(table, notes=tuple(notes))
+    match found.kind:
+        case "label":
+            return replace(table, labels=chosen)
+        case "labels":
+            return replace(table, sets=chosen)
+        case "number":
+            return replace(table, numbers=chosen)
 
 
 def shared_texts(train: Sequence[str], test: Sequence[str]) -> list[int]:
@@ -202,21 +228,127 @@ def _wordy(values: list[Any]) -> bool:
     return 2 * len(words) > len(seen) > 0
 
 
+@dataclass(frozen=True)
+class _Found:
+    column: str
+    kind: Kind
+    values: list[Any]  # a name, a set of names or a number for each row; "" or None where there is none
+
+
+def _targets(
+    path: Path,
+    columns: dict[str, list[Any]],
+    text: str,
+    said: str | None,
+    kinds: Sequence[Kind],
+    labels: Sequence[str],
+) -> tuple[_Found, str]:
+    """What is to be learnt of each row, and how it was found out, as the end of a sentence."""
+    if (flags := _flag_columns(path, columns, text, said, kinds, labels)) is not None:
+        sets = [frozenset(name for name in flags if _is_one(columns[name][row])) for row in range(len(columns[text]))]
+        listing = ", ".join(flags[:5]) + (", …" if len(flags) > 5 else "")
+        return _Found(
+            ",".join(flags), "labels", sets
+        ), f", several labels from {len(flags)} columns of 0 and 1: {listing}"
+    column = _target_column(path, columns, text, said)
+    values = columns[column]
+    guess = _kind(values)
+    taken = guess if guess in kinds else kinds[0]
+    match taken:
+        case "number":
+            told = "" if len(kinds) == 1 else "; for classes: --task classify"
+            return _Found(column, taken, _numbers(path, column, values)), f", numbers from {column!r}{told}"
+        case "labels":
+            told = "" if len(kinds) == 1 else "; for one label: --set data.several=false"
+            return _Found(column, taken, [_set(value) for value in values]), f", several labels from {column!r}{told}"
+    return _Found(column, "label", _labels(path, column, values)), f", labels from {column!r}"
+
+
+def _flag_columns(
+    path: Path, columns: dict[str, list[Any]], text: str, said: str | None, kinds: Sequence[Kind], labels: Sequence[str]
+) -> list[str] | None:
+    """The columns of 0 and 1 that hold a label each: those named, or all where none has a name of a target's."""
+    if "labels" not in kinds:
+        return None
+    if said is not None and "," in said and said not in columns:
+        flags = [_known(path, columns, name.strip(), "--target") for name in said.split(",")]
+        bad = next((name for name in flags if not _are_flags(columns[name])), None)
+        if bad is not None:
+            what = f"{path}: column {bad!r} does not hold 0 and 1, and --target names several columns"
+            raise DataError(what, hint="name columns of 0 and 1, one for each label, or one column of labels")
+        return flags
+    if said is not None:
+        return None
+    if labels and all(name in columns and _are_flags(columns[name]) for name in labels):
+        return list(labels)
+    if any(name.lower() in TARGET_NAMES for name in columns if name != text):
+        return None
+    flags = [name for name in columns if name != text and _are_flags(columns[name])]
+    return flags if len(flags) > 1 else None
+
+
+def _are_flags(values: list[Any]) -> bool:
+    return {str(value).strip().lower() for value in values} <= {"0", "1", "0.0", "1.0", "true", "false"}
+
+
+def _is_one(value: Any) -> bool:
+    return str(value).strip().lower() in ("1", "1.0", "true")
+
+
+def _kind(values: list[Any]) -> Kind:
+    """What a column of targets holds."""
+    given = [value for value in values if value is not None and str(value).strip()]
+    if any(isinstance(value, list) for value in given):
+        return "labels"
+    if given and all(isinstance(value, int | float) or NUMBER.fullmatch(str(value).strip()) for value in given):
+        distinct = {float(value) for value in given}
+        fractions = sum(not value.is_integer() for value in distinct)
+        if fractions > MANY and 2 * fractions > len(distinct):
+            return "number"
+        if len(distinct) > MANY_WHOLE and 10 * len(distinct) > len(given):
+            return "number"
+        return "label"
+    words = [str(value).strip() for value in given]
+    split = [[part.strip() for part in word.split(";")] for word in words]
+    joined = sum(len(parts) > 1 for parts in split)
+    known = {parts[0] for parts in split if len(parts) == 1}
+    parts_of = [part for parts in split if len(parts) > 1 for part in parts]
+    # labels that are joined stand alone elsewhere, or come back in other company
+    again = sum(part in known for part in parts_of) > len(parts_of) / 2 or len(set(parts_of)) * 2 < len(parts_of)
+    return "labels" if joined and again else "label"
+
+
+def _set(value: Any) -> frozenset[str] | None:
+    """The labels of a text: of a list, or between semicolons; none of an empty one, None where nothing was said."""
+    if value is None:
+        return None
+    parts = value if isinstance(value, list) else str(value).split(";")
+    return frozenset(name for part in parts if part is not None and (name := _name(part)))
+
+
+def _numbers(path: Path, column: str, values: list[Any]) -> list[float | None]:
+    found: list[float | None] = []
+    for row, value in enumerate(values):
+        if value is None or not str(value).strip():
+            found.append(None)
+            continue
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            what = f"{path}, row {row + 1}: {column!r} holds {str(value)[:40]!r}, which is no number"
+            raise DataError(what, hint="correct it, empty it, or say --task classify")
+        found.append(number)
+    return found
+
+
 def _labels(path: Path, column: str, values: list[Any]) -> list[str]:
     """Class names; "" where there is none."""
     if any(isinstance(value, list | dict) for value in values):
-        raise DataError(
-            f"{path}: column {column!r} holds several labels a text, and one is needed", hint="give a row a label"
-        )
-    names = ["" if value is None else _name(value) for value in values]
-    given = {name for name in names if name}
-    fractions = [name for name in given if NUMBER.fullmatch(name) and not name.lstrip("+-").isdigit()]
-    if len(fractions) > MANY and 2 * len(fractions) > len(given):
-        raise DataError(
-            f"{path}: column {column!r} holds numbers with fractions such as {min(fractions)}, not classes",
-            hint="name the column of labels with --target",
-        )
-    return names
+        what = f"{path}: column {column!r} holds several labels a text, and one is needed"
+        raise DataError(what, hint="give a row a label, or leave data.several out")
+    return ["" if value is None else _name(value) for value in values]
 
 
 def _name(value: Any) -> str:
@@ -225,19 +357,26 @@ def _name(value: Any) -> str:
     return str(value).strip()
 
 
-def _about_labels(texts: Sequence[str], labels: Sequence[str]) -> list[str]:
+def _about_labels(texts: Sequence[str], targets: Sequence[Any], kind: Kind) -> list[str]:
     notes = []
-    counts = Counter(labels).most_common()
-    (common, most), (rare, fewest) = counts[0], counts[-1]
-    if most >= SKEWED * fewest:
-        notes.append(
-            f"classes are uneven: {common!r} has {most:,} texts, {rare!r} {fewest:,}; macro F1 counts all alike"
-        )
-    said: dict[str, set[str]] = {}
-    for text, label in zip(texts, labels, strict=True):
-        said.setdefault(_folded(text), set()).add(label)
+    if kind != "number":
+        counts = Counter(targets if kind == "label" else [name for names in targets for name in names]).most_common()
+        if not counts:
+            raise DataError("no text has a label", hint="check the column of labels")
+        (common, most), (rare, fewest) = counts[0], counts[-1]
+        if most >= SKEWED * fewest:
+            plural = "texts" if most > 1 else "text"
+            notes.append(
+                f"classes are uneven: {common!r} has {most:,} {plural}, {rare!r} {fewest:,}; macro F1 counts all alike"
+            )
+    if kind == "labels" and (bare := sum(not names for names in targets)):
+        notes.append(f"{bare:,} text{'s have' if bare > 1 else ' has'} no label, which is learnt too")
+    said: dict[str, set[Any]] = {}
+    for text, target in zip(texts, targets, strict=True):
+        said.setdefault(_folded(text), set()).add(target)
     if repeated := len(texts) - len(said):
         notes.append(f"{repeated:,} text{'s repeat' if repeated > 1 else ' repeats'} an earlier one")
     if (unsure := sum(len(found) > 1 for found in said.values())) > 0:
-        notes.append(f"{unsure:,} text{'s have' if unsure > 1 else ' has'} more than one label in different rows")
+        what = "number" if kind == "number" else "label"
+        notes.append(f"{unsure:,} text{'s have' if unsure > 1 else ' has'} more than one {what} in different rows")
     return notes

@@ -1,33 +1,41 @@
-"""A trained classifier of texts, with what turns a text into its inputs."""
+"""A trained reader of texts, with what turns a text into its inputs and its outputs into answers."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from feedfwd.checkpoint import Run
 from feedfwd.config import parse
 from feedfwd.config_finetune import FinetuneConfig
+from feedfwd.data.model_tokenizer import ModelTokenizer
 from feedfwd.data.ngrams import ngrams
 from feedfwd.data.ragged import Ragged
 from feedfwd.errors import DataError, RunError
+from feedfwd.evaluate.arrays import Floats
 from feedfwd.models.bag import Bag
+from feedfwd.models.encoder import Encoder
+from feedfwd.models.transformer import Transformer, build
+from feedfwd.recipes.goals import Goal, goal_of
 from feedfwd.recipes.verbs import opened
 
-CHUNK = 512  # texts at a time
+CHUNK = 512  # texts of a bag at a time
+TOKENS = 16384  # tokens of an encoder at a time
+TOKENIZER = "tokenizer.json"
+
+Network = Bag | Encoder
 
 
-def build_bag(config: FinetuneConfig, classes: int) -> Bag:
-    """The network that the settings describe."""
+def build_bag(config: FinetuneConfig, outputs: int) -> Bag:
+    """The network over n-grams that the settings describe."""
     b, f = config.bag, config.ffn
     return Bag(
         b.buckets,
         b.width,
         b.hidden,
-        classes,
+        outputs,
         activation=f.activation,
         kind=f.kind,
         init=f.init,
@@ -40,27 +48,113 @@ def build_bag(config: FinetuneConfig, classes: int) -> Bag:
     )
 
 
-class TextClassifier:
-    """What `ff.load(run)` gives for a run of `finetune`: `predict`, `predict_proba`, `classes`, `model`, `result`."""
+def build_encoder(config: FinetuneConfig, backbone: Transformer, pooling: str, outputs: int) -> Encoder:
+    """A pretrained model with the head that the settings describe; `pooling` is what it was trained with."""
+    e, f = config.encoder, config.ffn
+    return Encoder(
+        backbone,
+        outputs,
+        pooling=pooling if e.pooling == "auto" else e.pooling,
+        hidden=e.hidden,
+        activation=f.activation,
+        kind=f.kind,
+        init=f.init,
+        bias=f.bias,
+        dropout=f.dropout,
+        input_dropout=e.input_dropout,
+        options=f.options,
+    )
 
-    def __init__(self, model: Bag, config: FinetuneConfig, classes: Sequence[str], run: Path | None = None) -> None:
-        self.model, self.config, self.classes, self.run = model, config, tuple(classes), run
+
+class Reader(Protocol):
+    """From texts to rows of numbers, as the network reads them."""
+
+    def rows(self, texts: Sequence[str]) -> Ragged: ...
+
+
+class BagReader:
+    """The n-grams of a text."""
+
+    def __init__(self, config: FinetuneConfig) -> None:
+        self.config = config.bag
+
+    def rows(self, texts: Sequence[str]) -> Ragged:
+        b = self.config
+        return ngrams(texts, b.buckets, words=b.words, chars=(b.shortest, b.longest))
+
+
+class TokenReader:
+    """The tokens of a text, by a pretrained model's own tokenizer; of a long one the first `longest`."""
+
+    def __init__(self, tokenizer: ModelTokenizer, longest: int) -> None:
+        self.tokenizer, self.longest = tokenizer, longest
+
+    def rows(self, texts: Sequence[str]) -> Ragged:
+        found = [row or [self.tokenizer.pad] for row in self.tokenizer.encode(texts, longest=self.longest)]
+        ids = torch.tensor([token for row in found for token in row], dtype=torch.int32)
+        return Ragged(ids, torch.tensor([len(row) for row in found], dtype=torch.int64))
+
+    def cut(self, texts: Sequence[str], rows: Ragged) -> int:
+        """How many of the texts are longer than their rows."""
+        full = [texts[i] for i in (rows.lengths >= self.longest).nonzero()[:, 0].tolist()]
+        return sum(len(row) > self.longest for row in self.tokenizer.encode(full, longest=None))
+
+    def about(self) -> dict[str, Any]:
+        """For preprocess.json, beside tokenizer.json."""
+        t = self.tokenizer
+        return {"special": t.special, "before": t.before, "after": t.after, "longest": self.longest}
+
+
+def load_encoder(path: Path, config: FinetuneConfig, about: Any, outputs: int) -> tuple[Encoder, TokenReader]:
+    """The network of a run that started from a pretrained model, before its weights, and what reads texts for it."""
+    run = Run.open(path)
+    if not (path / TOKENIZER).is_file():
+        raise RunError(f"{path} is incomplete: {TOKENIZER} is missing", hint="restore it from a copy of the run")
+    try:
+        said = about["pretrained"]
+        tokenizer = ModelTokenizer(
+            run.read_text(path / TOKENIZER), said["special"], before=said["before"], after=said["after"]
+        )
+        encoder = build_encoder(config, build(said["settings"]), said["pooling"], outputs)
+        return encoder, TokenReader(tokenizer, int(said["longest"]))
+    except (KeyError, TypeError, ValueError) as error:
+        what = f"{run.preprocess_file} doesn't tell of the pretrained model ({type(error).__name__}: {error})"
+        raise RunError(what, hint="restore it from a copy, or train again") from None
+
+
+class TextClassifier:
+    """What `ff.load(run)` gives for a run of `finetune`.
+
+    `predict`, and as its goal has them `predict_proba` and `classes`; `embed` where it started from a pretrained model;
+    `model`, a plain nn.Module from what `rows` gives, padded, to `outputs`; `result`.
+    """
+
+    def __init__(
+        self, model: Network, config: FinetuneConfig, goal: Goal, reader: Reader, run: Path | None = None
+    ) -> None:
+        self.model, self.config, self.goal, self.reader, self.run = model, config, goal, reader, run
 
     @classmethod
     def load(cls, path: Path) -> "TextClassifier":
         run = opened(path, "finetune")
         config = parse(FinetuneConfig, run.settings())
         about = run.read_json(run.preprocess_file)
-        classes = about.get("classes") if isinstance(about, dict) else None
-        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-            raise RunError(f"{run.preprocess_file} names no classes", hint="restore it from a copy, or train again")
-        model = build_bag(config, len(classes))
+        goal = goal_of(about, run.preprocess_file)
+        model: Network
+        reader: Reader
+        if config.pretrained is None:
+            model, reader = build_bag(config, goal.outputs), BagReader(config)
+        else:
+            model, reader = load_encoder(path, config, about, goal.outputs)
         try:
             model.load_state_dict(run.load_model())
         except RuntimeError as error:
-            reason = " ".join(str(error).split())
-            raise RunError(f"{run.model_file} doesn't fit config.toml: {reason}", hint="was one replaced?") from None
-        return cls(model.eval(), config, classes, path)
+            raise run.misfit(error) from None
+        return cls(model.eval(), config, goal, reader, path)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.goal.classes
 
     @property
     def result(self) -> dict[str, Any]:
@@ -73,37 +167,71 @@ class TextClassifier:
 
     def rows(self, texts: Sequence[str]) -> Ragged:
         """The texts as the network reads them."""
-        b = self.config.bag
-        return ngrams(texts, b.buckets, words=b.words, chars=(b.shortest, b.longest))
+        return self.reader.rows(texts)
 
-    def answers(self, rows: Ragged) -> np.ndarray:
-        """Probabilities (N, C) for what `rows` gave, in evaluation mode; long texts share a pass, to pad little."""
-        training, device = self.model.training, self.model.weights.device
+    def outputs(self, rows: Ragged) -> Tensor:
+        """The network's outputs (N, O), logits for labels, for what `rows` gave; in evaluation mode."""
+        return self._passed(self.model, rows)
+
+    def features(self, rows: Ragged) -> Tensor:
+        """A vector for each text (N, W), which the head sees."""
+        if isinstance(self.model, Bag):
+            return self._passed(self.model.bag, rows)
+        return self._passed(self.model.features, rows)
+
+    def answers(self, rows: Ragged) -> Floats:
+        """For what `rows` gave: probabilities (N, C), or numbers (N,)."""
+        return self.goal.answers(self.outputs(rows))
+
+    def predict_proba(self, texts: Sequence[str]) -> Floats:
+        """Probabilities (N, C), one column for each of `classes`."""
+        if not self.classes:
+            raise DataError("numbers have no class probabilities", hint="use predict")
+        return self.answers(self.rows(_checked(texts, "predict_proba")))
+
+    def predict(self, texts: Sequence[str]) -> Any:
+        """Class names (N,); a tuple of names for each text where it may have several; or numbers (N,)."""
+        return self.goal.predictions(self.answers(self.rows(_checked(texts, "predict"))))
+
+    def embed(self, texts: Sequence[str]) -> Floats:
+        """A vector of length 1 for each text, (N, W): the nearer two texts, the larger the product of theirs."""
+        found = self.features(self.rows(_checked(texts, "embed")))
+        unit: Floats = torch.nn.functional.normalize(found, dim=-1).numpy()
+        return unit
+
+    def _passed(self, function: Any, rows: Ragged) -> Tensor:
+        """`function` of all rows, in evaluation mode; long texts share a pass, to pad little."""
+        training, device = self.model.training, next(self.model.parameters()).device
         self.model.eval()
         order = rows.lengths.argsort(stable=True)
         try:
             with torch.inference_mode():
-                parts = [self.model(rows.padded(part).to(device)).float().cpu() for part in _chunks(order)]
+                parts = [function(rows.padded(part).to(device)).float().cpu() for part in self._chunks(rows, order)]
         finally:
             self.model.train(training)
-        found = torch.zeros(len(rows), len(self.classes))
-        if parts:
-            found[order] = torch.cat(parts).softmax(1)
-        return found.numpy()
+        if not parts:
+            return torch.zeros(0, self.goal.outputs)
+        joined = torch.cat(parts)
+        found = torch.empty_like(joined)
+        found[order] = joined
+        return found
 
-    def predict_proba(self, texts: Sequence[str]) -> np.ndarray:
-        """Probabilities (N, C), one column for each of `classes`."""
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise DataError("predict takes a list of texts", hint="write predict([text]) for one")
-        return self.answers(self.rows(texts))
-
-    def predict(self, texts: Sequence[str]) -> np.ndarray:
-        """Class names (N,)."""
-        return np.asarray(self.classes)[self.predict_proba(texts).argmax(1)]
+    def _chunks(self, rows: Ragged, order: Tensor) -> list[Tensor]:
+        if isinstance(self.model, Bag):
+            return [part for part in torch.split(order, CHUNK) if len(part)]
+        found, start = [], 0
+        lengths = rows.lengths[order].tolist()
+        for i, length in enumerate(lengths):  # lengths rise, so that a chunk is as wide as its last
+            if (i + 1 - start) * length > TOKENS and i > start:
+                found.append(order[start:i])
+                start = i
+        return [*found, order[start:]] if len(order) else []
 
     def __repr__(self) -> str:
-        return f"TextClassifier({len(self.classes)} classes, run={str(self.run)!r})"
+        return f"TextClassifier({self.goal.what}, run={str(self.run)!r})"
 
 
-def _chunks(order: Tensor) -> list[Tensor]:
-    return list(torch.split(order, CHUNK)) if len(order) else []
+def _checked(texts: Sequence[str], verb: str) -> Sequence[str]:
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        raise DataError(f"{verb} takes a list of texts", hint=f"write {verb}([text]) for one")
+    return texts

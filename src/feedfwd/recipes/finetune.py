@@ -9,17 +9,18 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from feedfwd.checkpoint import FORMAT, Run, write_json
+from feedfwd.checkpoint import FORMAT, Run, write_json, write_text
 from feedfwd.config import parse
-from feedfwd.config_finetune import EFFORTS, FinetuneConfig
+from feedfwd.config_finetune import FinetuneConfig, preset
 from feedfwd.errors import RunError
-from feedfwd.evaluate.evaluate import details
-from feedfwd.evaluate.metrics import classification_scores
+from feedfwd.evaluate.arrays import Floats
+from feedfwd.models import adapt
+from feedfwd.models.bag import Bag
+from feedfwd.models.encoder import Encoder
 from feedfwd.recipes import environment, state
-from feedfwd.recipes.classifier import TextClassifier
+from feedfwd.recipes.classifier import TOKENIZER, TextClassifier
 from feedfwd.recipes.console import Listener, Silent
 from feedfwd.recipes.interrupt import Interrupted, graceful
 from feedfwd.recipes.say import said_sets, summary
@@ -58,7 +59,9 @@ def _begin(prepared: PreparedTexts, run: Run, listener: Listener, started: float
     for line in overview(prepared):
         listener.say(line)
     run.write_settings("finetune", prepared.frozen().model_dump(exclude_none=True))
-    write_json(run.preprocess_file, {"classes": list(prepared.classifier.classes)})
+    write_json(run.preprocess_file, prepared.about())
+    if prepared.pretrained is not None:
+        write_text(run.path / TOKENIZER, prepared.pretrained.tokenizer.text)
     if prepared.config.minutes is not None:
         steps = plan_steps(60 * prepared.config.minutes, per_step=tried(prepared))
         listener.say(f"{steps:,} updates fit into {prepared.config.minutes:g} minutes")
@@ -74,13 +77,12 @@ def dry_run(config: FinetuneConfig, listener: Listener) -> PreparedTexts:
         per_step = tried(p)
     for line in overview(p):
         listener.say(line)
-    text, label = p.train.texts[0], p.classifier.classes[int(p.train.data.targets[0])]
-    listener.say(f"an example: {text if len(text) <= 200 else text[:200] + '…'!r} → {label}")
+    for line in example(p):
+        listener.say(line)
     seconds = per_step * p.steps if p.config.minutes is None else 60 * p.config.minutes
-    memory = 4 * 3 * p.model.parameter_count + 4 * sum(len(part.rows.values) for part in p.parts.values())
     listener.say(
         f"about {duration(seconds)} of training ({number(1000 * per_step)} ms an update), "
-        f"{memory / 1e6:,.0f} MB of memory beside torch itself"
+        f"{memory(p) / 1e6:,.0f} MB of memory beside torch itself"
     )
     listener.say("\n" + p.frozen().to_toml().rstrip())
     return p
@@ -109,7 +111,7 @@ def resume(path: Path, listener: Listener | None = None, *, started: float | Non
 
 def tried(p: PreparedTexts) -> float:
     """Seconds that an update takes here, from doing some on a copy of the network."""
-    model = copy.deepcopy(p.model)
+    model = copy.deepcopy(p.trained)
     times, last = [], time.perf_counter()
     optimizer = p.optimizer(model)
     for _ in train(
@@ -132,23 +134,23 @@ class Finetuning:
         c = prepared.config.train
         self.steps = prepared.steps
         self.batches = prepared.batches()
-        self.optimizer = prepared.optimizer(prepared.model)
+        self.optimizer = prepared.optimizer(prepared.trained)
         self.schedule = build_schedule(total=self.steps, **prepared.config.schedule.model_dump())
-        self.ema = EMA(prepared.model, c.ema) if c.ema else None
-        self.step, self.seconds = 0, 0.0
+        self.ema = EMA(prepared.trained, c.ema) if c.ema else None
+        self.step, self.seconds = 0, prepared.seconds
         self.evaluate_every = c.evaluate_every or max(1, round(prepared.updates_per_epoch))
 
     def train(self) -> TextClassifier:
         p, c = self.p, self.p.config
         if self.step == 0:
             sizes = {name: len(part) for name, part in p.parts.items()}
-            self.run.log({"event": "start", "time": time.time(), "source": c.source, "task": self._task(), **sizes})
+            self.run.log({"event": "start", "time": time.time(), "source": c.source, "task": p.goal.task, **sizes})
         self._began = time.perf_counter() - self.seconds
         meter = Meter(self.steps)
         log_every = max(1, self.steps // LOGGED)
         with graceful() as stop:
             for step in train(
-                p.model,
+                p.trained,
                 self.batches,
                 p.loss,
                 self.optimizer,
@@ -184,14 +186,14 @@ class Finetuning:
         self._tick()
         self.run.log({"event": "validation", "step": self.step, "scores": scores, "seconds": self.seconds})
 
-    def _scores(self, part: TextPart) -> tuple[np.ndarray, dict[str, float]]:
+    def _scores(self, part: TextPart) -> tuple[Floats, dict[str, float]]:
         answers = self.p.classifier.answers(part.rows)
-        return answers, classification_scores(answers, part.data.targets)
+        return answers, self.p.goal.scores(answers, part.data.targets)
 
     def save(self) -> None:
         """Everything that moves, at an update boundary."""
         self._tick()
-        tensors, numbers = state.moving(self.p.model, self.optimizer, self.ema)
+        tensors, numbers = state.moving(self.p.trained, self.optimizer, self.ema)
         counters = {
             "data": self.p.fingerprint,
             "batches": self.batches.state_dict(),
@@ -212,13 +214,10 @@ class Finetuning:
                 f"the training texts of {self.run.path} have changed since it began ({self.p.config.source})",
                 hint="restore them to resume, or start a new run on the new texts",
             )
-        state.restore(tensors, counters["optimizer"], self.p.model, self.optimizer, self.ema)
+        state.restore(tensors, counters["optimizer"], self.p.trained, self.optimizer, self.ema)
         self.batches.load_state_dict(counters["batches"])
         self.step, self.seconds = counters["step"], counters["seconds"]
         self.listener.say(f"resuming {self.run.path} at step {self.step} of {self.steps}")
-
-    def _task(self) -> str:
-        return "binary" if len(self.p.classifier.classes) == 2 else "multiclass"
 
     def _log_step(self, step: Step, meter: Meter) -> None:
         self._tick()
@@ -231,7 +230,9 @@ class Finetuning:
     def _finish(self) -> TextClassifier:
         p = self.p
         if self.ema is not None:
-            p.model.load_state_dict({k: v for k, v in self.ema.state_dict().items() if k != "updates"}, strict=False)
+            p.trained.load_state_dict({k: v for k, v in self.ema.state_dict().items() if k != "updates"}, strict=False)
+        if p.pretrained is not None:
+            adapt.merge(p.model)
         p.model.eval()
         scores: dict[str, dict[str, float] | None] = {"validation": None}
         if p.validation is not None:
@@ -239,11 +240,11 @@ class Finetuning:
         answers, scores["test"] = self._scores(p.test)
         rows = p.test.data.rows
         indices = None if rows is None else rows.numpy()
-        shown = details(answers, p.test.data.targets, classes=p.classifier.classes, indices=indices)
+        shown = p.goal.details(answers, p.test.data.targets, indices)
         self.run.save_model(p.model.state_dict())
         result: dict[str, Any] = {
             "format": FORMAT,
-            "task": self._task(),
+            "task": p.goal.task,
             "source": p.config.source,
             **scores,
             "sizes": {name: len(part) for name, part in p.parts.items()},
@@ -251,7 +252,8 @@ class Finetuning:
             "steps": self.step,
             "examples_per_second": self.step * p.examples_per_update / self.seconds,
             "parameters": p.model.parameter_count,
-            "flops": p.model.flops,
+            "trained_parameters": p.trained_parameters,
+            "flops": p.flops,
             "seed": p.config.seed,
             "notes": p.notes,
             "command": command(p.config),
@@ -267,38 +269,88 @@ class Finetuning:
         for line in summary(result):
             self.listener.say(line)
         self.listener.say(f"report: {report}")
-        return TextClassifier(p.model, p.config, p.classifier.classes, self.run.path)
+        return TextClassifier(p.model, p.config, p.goal, p.classifier.reader, self.run.path)
+
+
+def example(p: PreparedTexts) -> list[str]:
+    """A training text with what it is to be given, and what the network sees of it."""
+    text, target = p.train.texts[0], p.goal.shown(p.train.data.targets[0])
+    lines = [f"an example: {_short(text)!r} → {target}"]
+    if p.pretrained is not None:
+        tokenizer, ids = p.pretrained.tokenizer, p.train.rows.values[: int(p.train.rows.lengths[0])].tolist()
+        lines.append(f"the model sees {len(ids)} tokens: {_short(tokenizer.decode(ids, special=True))!r}")
+    return lines
+
+
+def _short(text: str, most: int = 200) -> str:
+    return text if len(text) <= most else text[:most] + "…"
+
+
+def memory(p: PreparedTexts) -> int:
+    """Bytes that training holds at once, about: weights, moments and gradients, texts, and a batch's activations."""
+    texts = sum(4 * len(part.rows.values) for part in p.parts.values())
+    if isinstance(p.model, Bag):
+        return 4 * 3 * p.model.parameter_count + texts
+    weights = 4 * p.model.parameter_count + 4 * 3 * p.trained_parameters
+    if p.features is not None:
+        return weights + texts + p.features.nbytes
+    b, longest = p.model.backbone, int(p.train.rows.lengths.max())
+    each = 2 if p.precision.name == "bf16" else 4
+    kept = len(b.blocks) * (8 * b.width + 2 * b.hidden_width + b.heads * longest)
+    return weights + texts + each * kept * longest * p.config.train.batch_size
 
 
 def overview(p: PreparedTexts) -> list[str]:
     """What was found, what will be trained and how: the first lines of a run, and of a dry run."""
-    c, b = p.config, p.config.bag
+    c = p.config
     sizes = ", ".join(f"{len(part):,} {name}" for name, part in p.parts.items())
-    kinds = [f"runs of 1–{b.words} words"] * (b.words > 0) + [f"of {b.shortest}–{b.longest} characters"] * (
-        b.longest > 0
-    )
-    layers = "-".join(map(str, p.model.mlp.sizes))
     length = f"{p.steps:,} updates" if c.minutes is None else f"as many updates as fit into {c.minutes:g} minutes"
-    mean = float(p.train.rows.lengths.float().mean())
+    rows = "" if c.method != "full" or c.encoder.frozen_embeddings else " by rows"
     return [
-        f"{c.source}: {len(p.classifier.classes):,} classes; {sizes}",
-        f"bag of {' and '.join(kinds)} ({mean:,.0f} a text) in {b.buckets:,} buckets; network {layers}, "
-        f"{c.ffn.activation}: {p.model.parameter_count:,} parameters",
-        f"adam by rows, rate {c.optimizer.lr:.3g}, {c.schedule.name}; {length} of {p.examples_per_update:,} texts",
+        f"{c.source}: {p.goal.what}; {sizes}",
+        *(_of_bag(p) if isinstance(p.model, Bag) else _of_encoder(p, p.model)),
+        f"adam{rows}, rate {c.optimizer.lr:.3g}, {c.schedule.name}; {length} of {p.examples_per_update:,} texts",
         f"{p.device}, {p.precision.name} ({p.precision.reason})",
         *(f"note: {note}" for note in p.notes),
     ]
 
 
+def _of_bag(p: PreparedTexts) -> list[str]:
+    b, model = p.config.bag, p.model
+    kinds = [f"runs of 1–{b.words} words"] * (b.words > 0) + [f"of {b.shortest}–{b.longest} characters"] * (
+        b.longest > 0
+    )
+    mean = float(p.train.rows.lengths.float().mean())
+    return [
+        f"bag of {' and '.join(kinds)} ({mean:,.0f} a text) in {b.buckets:,} buckets; network "
+        f"{'-'.join(map(str, model.mlp.sizes))}, {p.config.ffn.activation}: {model.parameter_count:,} parameters"
+    ]
+
+
+def _of_encoder(p: PreparedTexts, model: Encoder) -> list[str]:
+    assert p.pretrained is not None
+    b, lengths = model.backbone, p.train.rows.lengths
+    kind = "decoder" if b.causal else "encoder"
+    return [
+        f"from {p.pretrained.name}: {p.pretrained.family or 'a run of ours'}, {kind} of {len(b.blocks)} layers, "
+        f"{b.width} wide; {float(lengths.float().mean()):,.0f} tokens a text, at most {int(lengths.max()):,}",
+        f"{model.pooling} of the last states, head {'-'.join(map(str, model.mlp.sizes))}; {p.adapted}",
+    ]
+
+
 def command(config: FinetuneConfig) -> str:
-    """The command that repeats a run: every setting that differs from its default or that an effort sets, spelled out.
+    """The command that repeats a run: every setting that differs from its default or that a preset sets, spelled out.
 
     >>> command(FinetuneConfig(source="train.csv", test="test.csv"))
-    'feedfwd finetune train.csv --test test.csv --set train.epochs=6.0 --set bag.width=128'
+    'feedfwd finetune train.csv --test test.csv'
     """
     words = ["feedfwd", "finetune", config.source]
-    for flag in ("test", "text", "target", "effort", "minutes", "seed"):
-        value = getattr(config, flag)
-        if value != type(config).model_fields[flag].default:
+    flags = {name: name for name in ("test", "text", "target", "task", "method", "effort", "minutes", "seed")}
+    for name, flag in ({"pretrained": "from"} | flags).items():
+        value = getattr(config, name)
+        if value != type(config).model_fields[name].default:
             words += [f"--{flag}", str(value)]
-    return shlex.join(words + said_sets(config, {key for preset in EFFORTS.values() for key in preset}))
+    if (shots := config.data.shots) is not None:
+        words += ["--shots", str(shots)]
+        config = config.with_("data.shots", None)
+    return shlex.join(words + said_sets(config, preset(config).keys()))

@@ -86,10 +86,12 @@ def _about_fit(run: Run) -> list[str]:
 
 def _about_labelled(run: Run) -> list[str]:
     config = parse(FinetuneConfig, run.settings())
-    b, o = config.bag, config.optimizer
+    b, what = config.bag, f"from {config.pretrained}, method {config.method}"
+    if config.pretrained is None:
+        what = f"bag of n-grams, {b.buckets:,} buckets, {b.width} wide"
     return [
         f"{run.path}: feedfwd finetune {config.source}, seed {config.seed}",
-        f"bag of n-grams, {b.buckets:,} buckets, {b.width} wide; rate {o.lr:.3g}",
+        f"{what}; rate {config.optimizer.lr:.3g}",
     ]
 
 

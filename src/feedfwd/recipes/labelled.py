@@ -8,11 +8,9 @@ from feedfwd.config import parse
 from feedfwd.config_finetune import FinetuneConfig
 from feedfwd.data.text_tables import read_table
 from feedfwd.errors import DataError
-from feedfwd.evaluate.evaluate import details
-from feedfwd.evaluate.metrics import classification_scores
 from feedfwd.recipes.classifier import TextClassifier
 from feedfwd.recipes.console import Listener
-from feedfwd.recipes.texts import as_dataset, parts
+from feedfwd.recipes.texts import parts, read_like
 from feedfwd.report.words import interval, score, word
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".txt")
@@ -22,16 +20,16 @@ def evaluate_labelled(path: Path, source: str | None, listener: Listener) -> dic
     """Scores of a run on a file of labelled texts, or on the run's own test part."""
     classifier = TextClassifier.load(path)
     config = parse(FinetuneConfig, Run.open(path).settings())
+    goal = classifier.goal
     if source is None:
         texts, data = parts(config)[2]
         name = f"the test part of {config.test or config.source}"
     else:
-        table = read_table(source, text=config.text, target=config.target)
-        texts, data, name = table.texts, as_dataset(table), source
-    targets = data.recode(classifier.classes).targets
+        table = read_like(source, config, goal)
+        texts, data, name = table.texts, goal.targets(table), source
     answers = classifier.answers(classifier.rows(texts))
-    scores = classification_scores(answers, targets)
-    found = details(answers, targets, classes=classifier.classes)["intervals"]
+    scores = goal.scores(answers, data.targets)
+    found = goal.details(answers, data.targets)["intervals"]
     listener.say(f"{path} on {name}, n={len(texts):,}")
     for key, value in scores.items():
         around = f"  (95 %: {interval(key, found[key], len(texts))})" if key in found else ""
@@ -54,12 +52,5 @@ def predict_labelled(path: Path, source: str) -> list[dict[str, Any]]:
         texts, places = (source,), (0,)
     if not any(text.strip() for text in texts):
         raise DataError("the text is empty", hint="give a text, or a file of texts")
-    answers = classifier.predict_proba(texts)
-    return [
-        {
-            "example": place,
-            "prediction": classifier.classes[int(answer.argmax())],
-            "probability": round(float(answer.max()), 6),
-        }
-        for place, answer in zip(places, answers, strict=True)
-    ]
+    answers = classifier.answers(classifier.rows(texts))
+    return [{"example": place} | classifier.goal.row(answer) for place, answer in zip(places, answers, strict=True)]

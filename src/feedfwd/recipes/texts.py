@@ -2,28 +2,44 @@
 
 import hashlib
 import math
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from feedfwd.config_finetune import EFFORTS, FinetuneConfig
+from feedfwd.config_finetune import FinetuneConfig, preset
+from feedfwd.data.batches import Batch, TensorBatches, derived_seed
 from feedfwd.data.dataset import Dataset
 from feedfwd.data.ragged import Ragged, RaggedBatches
 from feedfwd.data.split import split
-from feedfwd.data.text_tables import TextTable, read_table, shared_texts
+from feedfwd.data.text_tables import KINDS, Kind, TextTable, read_table, shared_texts
 from feedfwd.errors import ConfigError
+from feedfwd.models import adapt
+from feedfwd.models.adapt import layer_rates
 from feedfwd.models.bag import Bag
-from feedfwd.recipes.classifier import TextClassifier, build_bag
+from feedfwd.models.encoder import Encoder
+from feedfwd.recipes.classifier import BagReader, Network, Reader, TextClassifier, TokenReader, build_bag, build_encoder
+from feedfwd.recipes.goals import Goal, Number, SeveralLabels, goal_for
 from feedfwd.recipes.prepare import usable_device
-from feedfwd.train.losses import Loss, build_loss
+from feedfwd.recipes.pretrained import Pretrained, load_pretrained
+from feedfwd.train.losses import Loss
 from feedfwd.train.precision import Precision, choose, products
 from feedfwd.train.rows import RowAdam
 
 
+class Batches(Iterator[Batch], Protocol):
+    """An endless stream of batches whose place can be kept."""
+
+    def state_dict(self) -> dict[str, int]: ...
+    def load_state_dict(self, state: dict[str, int]) -> None: ...
+
+
 @dataclass
 class TextPart:
-    """Texts of one part, the numbers of their classes, and as the network reads them."""
+    """Texts of one part, their targets, and as the network reads them."""
 
     data: Dataset  # its `rows` name the texts' places in the file; its inputs stand for nothing
     texts: tuple[str, ...]
@@ -35,7 +51,7 @@ class TextPart:
 
 @dataclass
 class PreparedTexts:
-    config: FinetuneConfig  # with the effort's preset beneath
+    config: FinetuneConfig  # with the preset beneath
     train: TextPart
     validation: TextPart | None
     test: TextPart
@@ -44,26 +60,47 @@ class PreparedTexts:
     precision: Precision
     device: torch.device
     fingerprint: str
+    pretrained: Pretrained | None = None
+    adapted: str = ""  # in words, which weights of a pretrained model are trained
     notes: list[str] = field(default_factory=list)
+    features: Tensor | None = None  # of the training texts, where nothing below the head is trained
+    seconds: float = 0.0  # that they took
 
     @property
-    def model(self) -> Bag:
+    def model(self) -> Network:
         return self.classifier.model
+
+    @property
+    def goal(self) -> Goal:
+        return self.classifier.goal
+
+    @property
+    def trained(self) -> nn.Module:
+        """What an update runs: the whole network, or its head alone over features that are there already."""
+        return self.model if self.features is None else self.model.mlp
 
     @property
     def parts(self) -> dict[str, TextPart]:
         found = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: part for name, part in found.items() if part is not None}
 
-    def batches(self) -> RaggedBatches:
-        c = self.config
+    def batches(self) -> Batches:
+        c, targets = self.config, self.train.data.targets.to(self.device)
+        if self.features is not None:
+            return TensorBatches(self.features, targets, c.train.batch_size, seed=c.seed, drop_last=False)
         rows = Ragged(self.train.rows.values.to(self.device), self.train.rows.lengths.to(self.device))
-        return RaggedBatches(rows, self.train.data.targets.to(self.device), c.train.batch_size, seed=c.seed)
+        alike = isinstance(self.model, Encoder)  # where a place filled up costs as much as a token
+        return RaggedBatches(rows, targets, c.train.batch_size, seed=c.seed, alike=alike)
 
-    def optimizer(self, model: Bag) -> RowAdam:
+    def optimizer(self, model: nn.Module) -> RowAdam:
         o = self.config.optimizer
+        if self.features is not None or isinstance(self.model, Bag):
+            rate: Callable[[str], float] = lambda name: 1.0  # noqa: E731
+        else:
+            of_layer = layer_rates(self.model, o.layer_decay)
+            rate = lambda name: of_layer(name) if name.startswith("backbone.") else o.head  # noqa: E731
         betas = (o.beta1, o.beta2)
-        return RowAdam(model.named_parameters(), o.lr, betas=betas, eps=o.eps, weight_decay=o.weight_decay)
+        return RowAdam(model.named_parameters(), o.lr, betas=betas, eps=o.eps, weight_decay=o.weight_decay, rate=rate)
 
     @property
     def examples_per_update(self) -> int:
@@ -78,61 +115,121 @@ class PreparedTexts:
         c = self.config.train
         return c.steps or max(1, round(c.epochs * self.updates_per_epoch))
 
+    @property
+    def trained_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+
+    @property
+    def flops(self) -> int:
+        """Of a text's forward pass, products only."""
+        if isinstance(self.model, Bag):
+            return self.model.flops
+        return self.model.flops(float(self.train.rows.lengths.float().mean()))
+
+    def about(self) -> dict[str, Any]:
+        """For preprocess.json: all that answering takes beside the settings, the weights and the tokenizer."""
+        found = self.goal.about()
+        reader = self.classifier.reader
+        if self.pretrained is not None and isinstance(reader, TokenReader) and isinstance(self.model, Encoder):
+            of = {"name": self.pretrained.name, "family": self.pretrained.family, "pooling": self.pretrained.pooling}
+            found["pretrained"] = of | {"settings": self.model.backbone.settings} | reader.about()
+        return found
+
     def frozen(self) -> FinetuneConfig:
-        """The settings with what this machine decided, so that resuming decides nothing anew."""
-        decided = {"threads": torch.get_num_threads(), "device": str(self.device), "precision": self.precision.name}
+        """The settings with what this machine and the data decided, so that resuming decides nothing anew."""
+        decided: dict[str, Any] = {
+            "task": "regress" if isinstance(self.goal, Number) else "classify",
+            "data.several": isinstance(self.goal, SeveralLabels),
+            "train.threads": torch.get_num_threads(),
+            "train.device": str(self.device),
+            "train.precision": self.precision.name,
+        }
         config = self.config
         for name, value in decided.items():
-            config = config.with_(f"train.{name}", value)
+            config = config.with_(name, value)
         return config
 
 
 def prepare_texts(config: FinetuneConfig, *, resolved: bool = False) -> PreparedTexts:
-    """Read, split, hash, build. `resolved` settings come from a run and already carry their preset."""
+    """Read, split, encode, build. `resolved` settings come from a run and already carry their preset."""
     if not resolved:
-        config = config.over(EFFORTS[config.effort])
+        config = config.over(preset(config))
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
-    train, validation, test, notes = parts(config)
-    classes = train[1].classes
-    assert classes is not None
+    train, validation, test, goal, notes = parts(config)
     device = usable_device(config.train.device)
     torch.manual_seed(config.seed)
-    model = _built(config, len(classes)).to(device)
-    precision = choose(config.train.precision, device, products(model, config.train.batch_size))
-    classifier = TextClassifier(model, config, classes)
+    pretrained = None
+    reader: Reader
+    if config.pretrained is None:
+        model: Network = _built(config, goal.outputs).to(device)
+        reader = BagReader(config)
+    else:
+        pretrained = load_pretrained(config.pretrained, dropout=config.encoder.dropout)
+        model = build_encoder(config, pretrained.model, pretrained.pooling, goal.outputs).to(device)
+        reader = TokenReader(pretrained.tokenizer, min(config.encoder.longest, pretrained.longest))
+    classifier = TextClassifier(model, config, goal, reader)
 
     def part(texts: tuple[str, ...], data: Dataset) -> TextPart:
         return TextPart(data, texts, classifier.rows(texts))
 
     training = part(*train)
-    model.weigh(training.rows.values.to(device), len(training))
-    return PreparedTexts(
+    tokens = config.train.batch_size
+    if isinstance(model, Bag):
+        model.weigh(training.rows.values.to(device), len(training))
+    else:
+        tokens = round(tokens * float(training.rows.lengths.float().mean()))
+    prepared = PreparedTexts(
         config=config,
         train=training,
         validation=None if validation is None else part(*validation),
         test=part(*test),
         classifier=classifier,
-        loss=_loss(config, train[1]),
-        precision=precision,
+        loss=goal.loss(config.loss, train[1].targets),
+        precision=choose(config.train.precision, device, products(model, tokens)),
         device=device,
         fingerprint=_fingerprint(*train),
+        pretrained=pretrained,
         notes=notes,
     )
+    if isinstance(model, Encoder):
+        _start(prepared, model)
+    return prepared
+
+
+def _start(p: PreparedTexts, model: Encoder) -> None:
+    """Say which weights are trained; where it is the head alone, take what it sees of the texts once and for all."""
+    c = p.config
+    reader = p.classifier.reader
+    assert isinstance(reader, TokenReader)
+    for name, part in p.parts.items():
+        if cut := reader.cut(part.texts, part.rows):
+            p.notes.append(
+                f"{cut / len(part):.1%} of the {name} texts are longer than {reader.longest} tokens and cut there"
+            )
+    a = {} if c.method not in ("lora", "dora") else c.adapt.model_dump()
+    p.adapted = str(adapt.prepare(model, c.method, frozen_embeddings=c.encoder.frozen_embeddings, **a))
+    # so that an update touches the tokens of its batch alone
+    model.backbone.embedding.sparse = model.backbone.embedding.weight.requires_grad
+    if c.method == "head":
+        begun = time.perf_counter()
+        p.features = p.classifier.features(p.train.rows).to(p.device)
+        p.seconds = time.perf_counter() - begun
 
 
 Texts = tuple[tuple[str, ...], Dataset]
 
 
-def parts(config: FinetuneConfig) -> tuple[Texts, Texts | None, Texts, list[str]]:
-    """Training, validation and test part, and what the user should know."""
-    whole = read_table(config.source, text=config.text, target=config.target)
-    data = as_dataset(whole)
+def parts(config: FinetuneConfig) -> tuple[Texts, Texts | None, Texts, Goal, list[str]]:
+    """Training, validation and test part, what a text is to be given, and what the user should know."""
+    whole = read_table(config.source, text=config.text, target=config.target, kinds=_kinds(config))
+    goal = goal_for(whole)
+    data = goal.targets(whole)
     data.check_trainable()
     notes = list(whole.notes)
     if config.test is not None:
-        other = read_table(config.test, text=config.text, target=config.target)
-        test = other.texts, as_dataset(other).recode(data.classes or ())
+        other = read_like(config.test, config, goal)
+        test = other.texts, goal.targets(other)
         notes += [f"{config.test}: {note}" for note in other.notes]
     else:
         data, held = split(data, config.data.test, config.seed)
@@ -144,46 +241,66 @@ def parts(config: FinetuneConfig) -> tuple[Texts, Texts | None, Texts, list[str]
     else:
         notes.append("trained on all training texts: none is held back for validation")
     notes += [note for note in rest.notes if note not in notes]
+    if config.data.shots is not None:
+        rest, said = few(rest, config.data.shots, config.seed)
+        notes.append(said)
+    if isinstance(goal, Number):
+        goal = replace(goal, mean=float(rest.targets.mean()), std=float(rest.targets.std()))
     train = _texts(whole, rest), rest
     if twice := shared_texts(train[0], test[0]):
         shown = test[0][twice[0]]
         shown = shown if len(shown) <= 60 else shown[:60] + "…"
         plural = "s stand" if len(twice) > 1 else " stands"
         notes.append(f"{len(twice):,} test text{plural} in the training part too, for example {shown!r}")
-    return train, validation, test, notes
+    return train, validation, test, goal, notes
 
 
-def as_dataset(table: TextTable) -> Dataset:
-    """The labels as class numbers, in the classes' alphabetical order; the inputs are the texts' places."""
-    assert table.labels is not None
-    classes = sorted(set(table.labels))
-    place = {name: i for i, name in enumerate(classes)}
-    targets = torch.tensor([place[label] for label in table.labels])
-    inputs = torch.arange(len(table), dtype=torch.float32)[:, None]
-    return Dataset(table.name, inputs, targets, "classify", tuple(classes))
+def few(data: Dataset, shots: int, seed: int) -> tuple[Dataset, str]:
+    """So many examples of each class, drawn by seed; and in words, what became of the others."""
+    if data.task != "classify":
+        raise ConfigError(
+            "data.shots counts texts of a class, and the targets are no single labels", hint="leave it out"
+        )
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(derived_seed(seed, 3)))
+    labels = data.targets[order]
+    chosen = torch.cat([order[labels == label][:shots] for label in torch.unique(labels)]).sort().values
+    fewer = int((torch.bincount(data.targets)[torch.unique(labels)] < shots).sum())
+    said = f"{shots} texts of each class are trained on, {len(data) - len(chosen):,} others are left out"
+    if fewer:
+        said += f"; {fewer} class{'es have' if fewer > 1 else ' has'} fewer"
+    return data.subset(chosen), said
+
+
+def read_like(source: str, config: FinetuneConfig, goal: Goal) -> TextTable:
+    """Another file with the targets of a goal."""
+    return read_table(source, text=config.text, target=config.target, kinds=(goal.kind,), labels=goal.classes)
+
+
+def _kinds(config: FinetuneConfig) -> Sequence[Kind]:
+    """What a target may be, as far as the settings say."""
+    several = config.data.several
+    if config.task == "regress":
+        if several:
+            raise ConfigError("data.several is for labels, and task=regress asks for numbers", hint="leave one out")
+        return ("number",)
+    if several is not None:
+        return ("labels",) if several else ("label",)
+    return KINDS if config.task == "auto" else ("label", "labels")
 
 
 def _texts(whole: TextTable, part: Dataset) -> tuple[str, ...]:
     return whole.texts if part.rows is None else tuple(whole.texts[i] for i in part.rows.tolist())
 
 
-def _built(config: FinetuneConfig, classes: int) -> Bag:
+def _built(config: FinetuneConfig, outputs: int) -> Bag:
     try:
-        return build_bag(config, classes)
+        return build_bag(config, outputs)
     except (RuntimeError, MemoryError) as error:
         if "memory" not in str(error):
             raise
         b = config.bag
         needs = f"bag.buckets={b.buckets:,} and bag.width={b.width:,} need {12 * b.buckets * b.width / 1e9:,.0f} GB"
         raise ConfigError(f"{needs} of memory", hint="take smaller ones") from None
-
-
-def _loss(config: FinetuneConfig, data: Dataset) -> Loss:
-    weights: dict[str, list[float]] = {}
-    if config.loss.class_weights == "balanced":
-        counts: Tensor = torch.bincount(data.targets, minlength=len(data.classes or ()))
-        weights["class_weights"] = (len(data) / (len(counts) * counts)).tolist()
-    return build_loss("cross_entropy", label_smoothing=config.loss.label_smoothing, **weights)
 
 
 def _fingerprint(texts: tuple[str, ...], data: Dataset) -> str:

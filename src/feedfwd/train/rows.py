@@ -1,6 +1,6 @@
 """Adam that touches of an embedding only the rows that were looked up."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,8 +11,9 @@ class RowAdam(torch.optim.Optimizer):
     """Adam for sparse gradients, row by row, with AdamW for all other parameters.
 
     A row's moments move when it is looked up, as in `torch.optim.SparseAdam`, to which a test ties this one; a step
-    costs by its rows and not by the table. Weight decay (decoupled, on matrices) is for the others: rows that are not
-    looked up would have to be visited for it.
+    costs by its rows and not by the table. All other parameters are updated by torch's fused AdamW. Weight decay
+    (decoupled, on matrices) is for them: rows that are not looked up would have to be visited for it. `rate` says by a
+    parameter's name how many times `lr` it learns at.
 
     >>> table = nn.Embedding(1000, 4, sparse=True)
     >>> before, adam = table.weight.detach().clone(), RowAdam(table.named_parameters(), lr=0.1)
@@ -30,45 +31,69 @@ class RowAdam(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        rate: Callable[[str], float] = lambda name: 1.0,
     ) -> None:
-        named = [(name, p) for name, p in named if p.requires_grad]
-        groups: Sequence[dict[str, Any]] = [
-            {"params": [(n, p) for n, p in named if p.ndim > 1], "weight_decay": weight_decay},
-            {"params": [(n, p) for n, p in named if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        defaults = {"lr": lr, "initial_lr": lr, "betas": betas, "eps": eps}
-        super().__init__([group for group in groups if group["params"]], defaults)
+        groups: dict[tuple[float, bool], dict[str, Any]] = {}
+        for name, parameter in named:
+            if parameter.requires_grad:
+                key = rate(name), parameter.ndim > 1
+                times, matrix = key
+                decay = weight_decay if matrix else 0.0
+                alike = {"params": [], "lr": lr * times, "initial_lr": lr * times, "weight_decay": decay}
+                groups.setdefault(key, alike)["params"].append((name, parameter))
+        first = sorted(groups, key=lambda key: (-key[0], not key[1]))  # the highest rate is the one that is told
+        super().__init__([groups[key] for key in first], {"lr": lr, "betas": betas, "eps": eps})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update of every parameter that has a gradient."""
         for group in self.param_groups:
+            whole = []
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
                 state = self.state[parameter]
                 if not state:
-                    state |= {"step": 0, "mean": torch.zeros_like(parameter), "square": torch.zeros_like(parameter)}
-                state["step"] += 1
+                    count = torch.zeros((), device=parameter.device)
+                    state |= {"step": count, "mean": torch.zeros_like(parameter), "square": torch.zeros_like(parameter)}
                 if parameter.grad.is_sparse:
-                    gradient = parameter.grad.coalesce()
-                    rows, g = gradient.indices()[0], gradient.values()
-                    m, v = state["mean"][rows], state["square"][rows]
-                    change = _adam(g, m, v, state["step"], group)
-                    state["mean"][rows], state["square"][rows] = m, v
-                    parameter.index_add_(0, rows, change, alpha=-group["lr"])
+                    state["step"] += 1
+                    self._touch(parameter, state, group)
                 else:
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    change = _adam(parameter.grad, state["mean"], state["square"], state["step"], group)
-                    parameter.add_(change, alpha=-group["lr"])
+                    whole.append(parameter)
+            if whole:
+                states = [self.state[parameter] for parameter in whole]
+                steps = [state["step"] for state in states]
+                torch._foreach_add_(steps, 1)
+                beta1, beta2 = group["betas"]
+                torch._fused_adamw_(
+                    whole,
+                    [parameter.grad for parameter in whole],
+                    [state["mean"] for state in states],
+                    [state["square"] for state in states],
+                    [],
+                    steps,
+                    lr=group["lr"],
+                    beta1=beta1,
+                    beta2=beta2,
+                    weight_decay=group["weight_decay"],
+                    eps=group["eps"],
+                    amsgrad=False,
+                    maximize=False,
+                )
 
-
-def _adam(g: Tensor, m: Tensor, v: Tensor, n: int, group: dict[str, Any]) -> Tensor:
-    """Moves the moments m and v, and gives what the rate is multiplied by. Kingma & Ba 2014, arXiv 1412.6980."""
-    beta1, beta2 = group["betas"]
-    m.lerp_(g, 1 - beta1)
-    v.lerp_(g * g, 1 - beta2)
-    return m / (1 - beta1**n) / ((v / (1 - beta2**n)).sqrt() + group["eps"])
+    def _touch(self, parameter: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+        """Adam on the rows that have a gradient. Kingma & Ba 2014, arXiv 1412.6980."""
+        assert parameter.grad is not None
+        gradient = parameter.grad.coalesce()
+        rows, g = gradient.indices()[0], gradient.values()
+        (beta1, beta2), n = group["betas"], float(state["step"])
+        m, v = state["mean"][rows], state["square"][rows]
+        m.lerp_(g, 1 - beta1)
+        v.lerp_(g * g, 1 - beta2)
+        state["mean"][rows], state["square"][rows] = m, v
+        change = m / (1 - beta1**n) / ((v / (1 - beta2**n)).sqrt() + group["eps"])
+        parameter.index_add_(0, rows, change, alpha=-group["lr"])
 
 
 def has_rows(model: nn.Module) -> bool:

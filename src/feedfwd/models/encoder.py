@@ -1,0 +1,88 @@
+"""A text as one vector: a Transformer's hidden states, pooled; and above it the feed-forward head of a task."""
+
+# B rows, T tokens, W width, O outputs of the head
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from feedfwd.data.ragged import PAD
+from feedfwd.errors import ConfigError, nearest
+from feedfwd.models.mlp import MLP
+from feedfwd.models.transformer import Transformer
+
+POOLINGS = ("mean", "cls", "last")
+
+
+def pool(h: Tensor, there: Tensor, how: str) -> Tensor:  # (B, T, W), (B, T) -> (B, W)
+    """The mean over a row's own tokens, its first token, or its last one; what fills a row up counts for nothing.
+
+    >>> h, there = torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[True, True, False]])
+    >>> [pool(h, there, how).item() for how in POOLINGS]
+    [2.0, 1.0, 3.0]
+    """
+    match how:
+        case "mean":
+            counts = there.sum(1, keepdim=True).clamp(min=1)
+            return (h * there[..., None]).sum(1) / counts
+        case "cls":
+            return h[:, 0]
+        case "last":
+            last = (there.sum(1) - 1).clamp(min=0)
+            return h[torch.arange(len(h), device=h.device), last]
+    raise ConfigError(f"unknown pooling {how!r}", hint=nearest(how, POOLINGS))
+
+
+class Encoder(nn.Module):
+    """Token ids (B, T), filled up at the end with `PAD`, to what a task asks for (B, O).
+
+    The backbone's last states are pooled to one vector a text, and an MLP of any kind makes the outputs of it; with no
+    hidden layer that is one linear map. Padding is invisible: a row gives the same whatever it shares a batch with. The
+    backbone's own head and pooler are taken off.
+
+    >>> model = Encoder(Transformer(50, width=8, depth=1, heads=2, hidden=16, causal=False), 3)
+    >>> model(torch.tensor([[5, 7, 9], [4, PAD, PAD]])).shape
+    torch.Size([2, 3])
+    """
+
+    def __init__(
+        self,
+        backbone: Transformer,
+        outputs: int,
+        *,
+        pooling: str = "mean",
+        hidden: Sequence[int] = (),
+        generator: Generator | None = None,
+        **mlp: Any,
+    ) -> None:
+        super().__init__()
+        if pooling not in POOLINGS:
+            raise ConfigError(f"unknown pooling {pooling!r}", hint=nearest(pooling, POOLINGS))
+        self.backbone, self.pooling = backbone, pooling
+        backbone.head, backbone.head_kind, backbone.pooler = nn.Identity(), "none", None
+        self.mlp = MLP([backbone.width, *hidden, outputs], generator=generator, **mlp)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, T) -> (B, O)
+        return self.mlp(self.features(x))
+
+    def features(self, x: Tensor) -> Tensor:  # (B, T) -> (B, W)
+        """One vector a text, before the head."""
+        there = x != PAD
+        lengths = there.sum(1)
+        h = self.backbone.hidden(x.clamp(min=0), lengths=lengths)
+        return pool(h, there, self.pooling)
+
+    def embed(self, x: Tensor) -> Tensor:  # (B, T) -> (B, W)
+        """The same scaled to length 1, so that a product of two is their cosine."""
+        return F.normalize(self.features(x).float(), dim=-1)
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def flops(self, tokens: float) -> int:
+        """Of the forward pass of a text of so many tokens, products only."""
+        return round(tokens * self.backbone.flops(max(1, round(tokens)))) + self.mlp.flops
