@@ -16,7 +16,7 @@ from feedfwd.data.dataset import Dataset
 from feedfwd.data.ragged import Ragged, RaggedBatches
 from feedfwd.data.split import split
 from feedfwd.data.text_tables import KINDS, Kind, TextTable, read_table, shared_texts
-from feedfwd.errors import ConfigError
+from feedfwd.errors import ConfigError, DataError
 from feedfwd.models import adapt
 from feedfwd.models.adapt import layer_rates
 from feedfwd.models.bag import Bag
@@ -166,6 +166,7 @@ def prepare_texts(config: FinetuneConfig, *, resolved: bool = False) -> Prepared
         reader = BagReader(config)
     else:
         pretrained = load_pretrained(config.pretrained, dropout=config.encoder.dropout)
+        _check(pretrained)
         model = build_encoder(config, pretrained.model, pretrained.pooling, goal.outputs).to(device)
         reader = TokenReader(pretrained.tokenizer, min(config.encoder.longest, pretrained.longest))
     classifier = TextClassifier(model, config, goal, reader)
@@ -195,6 +196,14 @@ def prepare_texts(config: FinetuneConfig, *, resolved: bool = False) -> Prepared
     if isinstance(model, Encoder):
         _start(prepared, model)
     return prepared
+
+
+def _check(pretrained: Pretrained) -> None:
+    """Weights that are no numbers make no features."""
+    for name, tensor in pretrained.model.state_dict().items():
+        if not tensor.isfinite().all():
+            what = f"{pretrained.name}: {name} holds values that are not finite"
+            raise DataError(what, hint="fetch the model again, or take an earlier state of it")
 
 
 def _start(p: PreparedTexts, model: Encoder) -> None:

@@ -1,0 +1,70 @@
+"""A Transformer with a head: texts as vectors, whatever they share a batch with."""
+
+import pytest
+import torch
+
+from feedfwd.data.ragged import PAD, Ragged, RaggedBatches
+from feedfwd.errors import ConfigError
+from feedfwd.ffn import FFNSpec
+from feedfwd.models.encoder import POOLINGS, Encoder
+from feedfwd.models.transformer import Transformer
+from feedfwd.train.rows import RowAdam
+
+
+def encoder(pooling: str = "mean", *, causal: bool = False, **more: object) -> Encoder:
+    torch.manual_seed(0)
+    body = Transformer(40, width=16, depth=2, heads=2, hidden=24, causal=causal, **more)  # type: ignore[arg-type]
+    return Encoder(body, 3, pooling=pooling).eval()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_padding_is_invisible(pooling: str, causal: bool) -> None:
+    model = encoder(pooling, causal=causal)
+    short, long = torch.tensor([[7, 8, 9]]), torch.tensor([[3, 4, 5, 6, 7, 8, 9]])
+    both = torch.cat([torch.nn.functional.pad(short, (0, 4), value=PAD), long])
+    with torch.no_grad():
+        torch.testing.assert_close(model(both), torch.cat([model(short), model(long)]), atol=1e-6, rtol=1e-5)
+        assert model.embed(both).norm(dim=1).tolist() == pytest.approx([1, 1])
+
+
+def test_the_backbones_own_head_and_pooler_are_taken_off() -> None:
+    body = Transformer(
+        40,
+        width=16,
+        depth=1,
+        heads=2,
+        hidden=24,
+        causal=False,
+        head="masked",
+        pooler=True,
+        ffn=FFNSpec(activation="gelu"),
+        tied=False,
+    )
+    model = Encoder(body, 2)
+    assert not any(".head." in f".{name}" for name in dict(model.backbone.named_parameters()))
+    assert model.backbone.settings["head"] == "none" and not model.backbone.settings["pooler"]
+
+
+def test_an_unknown_pooling_offers_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="mean"):
+        encoder("meen")
+
+
+def test_an_update_touches_the_tokens_of_its_batch_alone() -> None:
+    model = encoder()
+    model.backbone.embedding.sparse = True
+    before = model.backbone.embedding.weight.detach().clone()
+    adam = RowAdam(model.named_parameters(), lr=0.01, rate=lambda name: 0.5 if name.startswith("backbone") else 1.0)
+    model(torch.tensor([[7, 8], [9, PAD]])).sum().backward()
+    adam.step()
+    assert (model.backbone.embedding.weight != before).any(1).nonzero().flatten().tolist() == [7, 8, 9]
+    assert sorted({group["lr"] for group in adam.param_groups}) == [0.005, 0.01]
+
+
+def test_batches_of_about_one_length_are_filled_up_little() -> None:
+    lengths = torch.randint(3, 60, (2000,), generator=torch.Generator().manual_seed(0))
+    rows = Ragged(torch.ones(int(lengths.sum()), dtype=torch.int32), lengths)
+    stream = RaggedBatches(rows, torch.zeros(2000), 32, alike=True)
+    seen = [next(stream).inputs for _ in range(stream.batches_per_epoch)]
+    assert sum(x.numel() for x in seen) < 1.06 * int(lengths.sum())

@@ -1,0 +1,160 @@
+"""`feedfwd finetune --from`: every method, every goal, in a run that can be moved."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import feedfwd as ff
+from feedfwd.checkpoint import Run
+from feedfwd.config import overrides, parse
+from feedfwd.config_finetune import FinetuneConfig
+from feedfwd.config_pretrain import PretrainConfig
+from feedfwd.recipes import finetune as recipe
+from feedfwd.recipes.interrupt import Interrupted
+from feedfwd.recipes.pretrain import pretrain_config
+from feedfwd.recipes.texts import prepare_texts
+
+SETTINGS = [
+    "model.width=32", "model.depth=2", "model.heads=2", "ffn.hidden=48", "data.row=64", "train.batch_size=4",
+    "train.steps=2", "train.threads=1", "train.precision=fp32", "data.tokenizer=bytes",
+]  # fmt: skip
+WORDS = {"card": "card lost stolen arrive", "money": "top up cash transfer", "hello": "good morning dear team"}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Two runs of `pretrain`: one that writes, one that fills in."""
+    folder = tmp_path_factory.mktemp("base")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEEDFWD_CACHE", str(folder / "cache"))
+        text = folder / "text.txt"
+        text.write_text("".join(f"{i} times {i % 7} is {i * (i % 7)}.\n" for i in range(300)))
+        for name, objective in (("next", "next"), ("masked", "masked")):
+            pairs = [*SETTINGS, f"train.objective={objective}"]
+            config = parse(PretrainConfig, {"sources": [str(text)], **overrides(pairs, PretrainConfig)})
+            pretrain_config(config, folder / name)
+        yield folder
+
+
+def rows(n: int = 60) -> list[tuple[str, str]]:
+    found = []
+    for i in range(n):
+        label = tuple(WORDS)[i % 3]
+        words = WORDS[label].split()
+        found.append((f"{i} {words[i % len(words)]} {words[(i // 4) % len(words)]}", label))
+    return found
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Callable[..., str]:
+    def write(target: Callable[[int, str], object] = lambda i, label: label, n: int = 60) -> str:
+        path = tmp_path / "t.jsonl"
+        lines = [{"text": text, "label": target(i, label)} for i, (text, label) in enumerate(rows(n))]
+        path.write_text("\n".join(map(json.dumps, lines)) + "\n")
+        return str(path)
+
+    return write
+
+
+def config(source: str, base: Path, **settings: object) -> FinetuneConfig:
+    found = FinetuneConfig(source=source, pretrained=str(base))
+    for key, value in {"train__epochs": 12.0, "train__batch_size": 8, "optimizer__lr": 3e-3, **settings}.items():
+        found = found.with_(key.replace("__", "."), value)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("method", "which"), [("full", "next"), ("full", "masked"), ("lora", "next"), ("dora", "masked")]
+)
+def test_a_run_learns_and_can_be_moved(
+    tmp_path: Path, base: Path, table: Callable[..., str], method: str, which: str
+) -> None:
+    found = recipe.finetune_config(config(table(n=120), base / which, method=method), tmp_path / "run")
+    assert found.result["test"]["accuracy"] >= 0.7
+    assert {p.name for p in (tmp_path / "run").iterdir()} >= {"tokenizer.json", "preprocess.json", "model.safetensors"}
+    shutil.move(tmp_path / "run", tmp_path / "elsewhere")
+    texts = ["my card was stolen", "", "good morning " * 40]
+    loaded = ff.load(tmp_path / "elsewhere")
+    assert loaded.predict_proba(texts) == pytest.approx(found.predict_proba(texts), abs=1e-5)
+    assert loaded.embed(texts).shape == (3, 32)
+    assert not any("lora" in name for name in loaded.model.state_dict())
+
+
+def test_adapters_train_a_few_parameters_and_leave_the_rest(base: Path, table: Callable[..., str]) -> None:
+    p = prepare_texts(config(table(), base / "next", method="lora", adapt__rank=2, adapt__targets=["attention.q"]))
+    assert p.trained_parameters == 2 * 2 * (32 + 32) + 3 * 32 + 3
+    assert "attention.q matches 2" in p.adapted
+
+
+def test_the_head_alone_sees_features_that_were_taken_once(
+    tmp_path: Path, base: Path, table: Callable[..., str]
+) -> None:
+    before = ff.load(base / "masked").model.state_dict()["blocks.0.ffn.down.weight"].clone()
+    found = recipe.finetune_config(config(table(), base / "masked", method="head"), tmp_path / "run")
+    assert torch.equal(found.model.state_dict()["backbone.blocks.0.ffn.down.weight"], before)
+    p = prepare_texts(config(table(), base / "masked", method="head"))
+    assert p.features is not None and p.features.shape == (len(p.train), 32)
+    torch.testing.assert_close(p.trained.eval()(p.features), p.classifier.outputs(p.train.rows))
+
+
+def test_several_labels_a_text(tmp_path: Path, base: Path, table: Callable[..., str]) -> None:
+    source = table(lambda i, label: [label] if i % 4 else [label, "fourth"], n=120)
+    found = recipe.finetune_config(config(source, base / "masked", train__epochs=30.0), tmp_path / "run")
+    assert found.classes == ("card", "fourth", "hello", "money") and found.result["task"] == "labels"
+    assert found.result["test"]["micro_f1"] > 0.5
+    loaded = ff.load(tmp_path / "run")
+    assert all(isinstance(names, tuple) for names in loaded.predict(["my card", "good team"]))
+
+
+def test_numbers(tmp_path: Path, base: Path, table: Callable[..., str]) -> None:
+    source = table(lambda i, label: 10.5 * len(label) + (i % 50) / 100, n=120)
+    found = recipe.finetune_config(config(source, base / "masked"), tmp_path / "run")
+    assert found.result["task"] == "regression" and found.result["test"]["r2"] > -1
+    assert ff.load(tmp_path / "run").predict(["my card"]).shape == (1,)
+
+
+def test_a_bag_learns_numbers_and_several_labels(tmp_path: Path, table: Callable[..., str]) -> None:
+    small = {"bag": {"buckets": 4096, "width": 16}}
+    source = table(lambda i, label: 10.5 * len(label) + (i % 50) / 100, n=120)
+    found = recipe.finetune_config(FinetuneConfig(source=source, **small), tmp_path / "a")  # type: ignore[arg-type]
+    assert found.result["test"]["r2"] > 0.5
+    source = table(lambda i, label: label if i % 4 else f"{label};fourth")
+    assert recipe.finetune_config(
+        FinetuneConfig(source=source, **small),
+        tmp_path / "b",  # type: ignore[arg-type]
+    ).classes == ("card", "fourth", "hello", "money")
+
+
+def test_shots_are_drawn_by_seed(base: Path, table: Callable[..., str]) -> None:
+    source = table(n=90)
+    few = [prepare_texts(config(source, base / "masked", data__shots=4, seed=seed)) for seed in (0, 0, 1)]
+    assert [p.train.data.targets.bincount().tolist() for p in few] == [[4, 4, 4]] * 3
+    assert few[0].train.texts == few[1].train.texts != few[2].train.texts
+    assert any("60 others are left out" in note for note in few[0].notes)
+
+
+def test_resuming_gives_the_same_bits(
+    tmp_path: Path, base: Path, table: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = config(table(), base / "next", train__save_every=5, train__epochs=3.0, encoder__dropout=0.1)
+    whole = recipe.finetune_config(chosen, tmp_path / "whole")
+    log, count = Run.log, 0
+
+    def killed(self: Run, event: dict[str, object]) -> None:
+        nonlocal count
+        count += event["event"] == "step"
+        if count == 12:
+            raise Interrupted("killed", 9)
+        log(self, event)
+
+    monkeypatch.setattr(Run, "log", killed)
+    with pytest.raises(KeyboardInterrupt):
+        recipe.finetune_config(chosen, tmp_path / "cut")
+    monkeypatch.setattr(Run, "log", log)
+    resumed = recipe.resume(tmp_path / "cut")
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name]), name

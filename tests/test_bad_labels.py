@@ -1,0 +1,184 @@
+"""What a user who fine-tunes a pretrained model gets for what can't work: one line, exit status 2, nothing changed."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from feedfwd.cli import main
+from feedfwd.config import overrides, parse
+from feedfwd.config_finetune import FinetuneConfig
+from feedfwd.config_pretrain import PretrainConfig
+from feedfwd.recipes import finetune as recipe
+from feedfwd.recipes.pretrain import pretrain_config
+
+TINY = [
+    "model.width=16", "model.depth=1", "model.heads=2", "ffn.hidden=32", "data.tokenizer=bytes", "data.row=32",
+    "train.batch_size=4", "train.threads=1", "train.precision=fp32", "train.steps=1",
+]  # fmt: skip
+Make = Callable[[], list[str]]
+
+
+def call(*argv: str) -> int:
+    sys.argv = ["feedfwd", *argv]
+    try:
+        main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def rows(*labels: object, n: int = 12, key: str = "label") -> str:
+    return "".join(json.dumps({"text": f"text {i} of it", key: labels[i % len(labels)]}) + "\n" for i in range(n))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Labelled texts, a pretrained run, one without its weights, and a run that was fine-tuned."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("FEEDFWD_CACHE", str(folder / "cache"))
+        Path("text.txt").write_text("".join(f"{i} times {i % 7} is {i * (i % 7)}.\n" for i in range(200)))
+        pretrain_config(
+            parse(PretrainConfig, {"sources": ["text.txt"], **overrides(TINY, PretrainConfig)}), Path("base")
+        )
+        Path("t.jsonl").write_text(rows("x", "y"))
+        shutil.copytree("base", "unfinished")
+        for name in ("model.safetensors", "result.json"):
+            Path("unfinished", name).unlink()
+        config = FinetuneConfig(source="t.jsonl", pretrained="base").with_("train.steps", 1)
+        recipe.finetune_config(config, Path("tuned"))
+        Path("empty").mkdir()
+    return folder
+
+
+def given(*argv: str, file: str | None = None, text: str = "") -> Make:
+    """The command, with a file written first."""
+
+    def make() -> list[str]:
+        if file is not None:
+            Path(file).write_text(text)
+        return ["finetune", *argv]
+
+    return make
+
+
+def spoilt(change: Callable[[], object], *argv: str) -> Make:
+    def make() -> list[str]:
+        change()
+        return list(argv)
+
+    return make
+
+
+def not_finite() -> None:
+    tensors = load_file("base/model.safetensors")
+    next(iter(tensors.values())).view(-1)[3] = torch.nan
+    save_file(tensors, "base/model.safetensors")
+
+
+def pickled() -> None:
+    Path("hf").mkdir()
+    Path("hf/config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": 9}))
+    Path("hf/pytorch_model.bin").write_bytes(b"x")
+
+
+FROM = ("t.jsonl", "--from", "base")
+CASES: list[tuple[str, Make, str]] = [
+    # what to start from
+    ("no such model", given("t.jsonl", "--from", "nowhere"), "neither a run"),
+    ("a folder without a model", given("t.jsonl", "--from", "empty"), "config.json"),
+    ("an unfinished run", given("t.jsonl", "--from", "unfinished"), "unfinished"),
+    ("a run that was fine-tuned", given("t.jsonl", "--from", "tuned"), "feedfwd finetune"),
+    ("a file", given("t.jsonl", "--from", "text.txt"), "text.txt"),
+    ("weights that are no numbers", spoilt(not_finite, "finetune", *FROM), "not finite"),
+    ("only pickled weights", spoilt(pickled, "finetune", "t.jsonl", "--from", "hf"), "hf"),
+    ("no tokenizer", spoilt(lambda: Path("base/tokenizer.json").unlink(), "finetune", *FROM), "tokenizer.json"),
+    ("resume and start", given("--resume", "tuned", "--from", "base"), "starts a new one"),
+    # methods
+    ("a method with nothing to adapt", given("t.jsonl", "--method", "lora"), "--from"),
+    ("an unknown method", given(*FROM, "--method", "lorra"), "method='lorra'"),
+    ("a target that matches nothing", given(*FROM, "--method", "lora", "--set", 'adapt.targets=["attn.q"]'), "attn.q"),
+    ("no targets", given(*FROM, "--method", "lora", "--set", "adapt.targets=[]"), "adapt.targets"),
+    ("adapters without their method", given(*FROM, "--set", "adapt.rank=4"), "lora and dora"),
+    ("a rank of 0", given(*FROM, "--method", "lora", "--set", "adapt.rank=0"), "adapt.rank"),
+    ("frozen embeddings and adapters", given(
+        *FROM, "--method", "lora", "--set", "encoder.frozen_embeddings=true"
+    ), "leave it out"),
+    ("an unknown pooling", given(*FROM, "--set", "encoder.pooling=max"), "encoder.pooling"),
+    ("rows too short", given(*FROM, "--set", "encoder.longest=2"), "encoder.longest"),
+    ("a layer decay of 0", given(*FROM, "--set", "optimizer.layer_decay=0"), "layer_decay"),
+    # texts and targets
+    ("text absent", given(*FROM, "--text", "txt"), "did you mean 'text'"),
+    ("one class", given("o.jsonl", "--from", "base", file="o.jsonl", text=rows("x")), "one class only"),
+    ("unseen labels in the test file", given(
+        *FROM, "--test", "u.jsonl", file="u.jsonl", text=rows("x", "z")
+    ), "'z', which the training data don't have"),
+    ("an unseen label among several", given(
+        "s.jsonl", "--test", "u.jsonl", file="u.jsonl", text=rows(["x"], ["q"])
+    ), "there is no file s.jsonl"),
+    ("no shots", given(*FROM, "--shots", "0"), "data.shots"),
+    ("shots of numbers", given(*FROM, "--task", "regress", "--target", "text"), "text"),
+    ("numbers of words", given(*FROM, "--task", "regress"), "which is no number"),
+    ("several and a number", given(*FROM, "--task", "regress", "--set", "data.several=true"), "leave one out"),
+    ("the same number everywhere", given(
+        "n.jsonl", "--task", "regress", file="n.jsonl", text=rows(1.5)
+    ), "same number"),
+    ("no label at all", given("e.jsonl", file="e.jsonl", text=rows([], [])), "no text has a label"),
+    ("a column that is no 0 and 1", given(
+        "f.jsonl", "--target", "label,other", file="f.jsonl",
+        text='{"text": "a b", "label": 1, "other": 2}\n{"text": "c d", "label": 0, "other": 1}\n',
+    ), "0 and 1"),
+    # a run
+    ("predict without the tokenizer", spoilt(
+        lambda: Path("tuned/tokenizer.json").unlink(), "predict", "tuned", "a text"
+    ), "tokenizer.json"),
+    ("predict with no model's settings", spoilt(
+        lambda: Path("tuned/preprocess.json").write_text('{"classes": ["x", "y"]}'), "predict", "tuned", "a text"
+    ), "preprocess.json"),
+    ("predict for nothing", given(), "no DATA"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "says"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+def test_bad_input_gets_one_clear_line(
+    make: Make,
+    says: str,
+    prepared: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "here"
+    shutil.copytree(prepared, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("FEEDFWD_CACHE", str(tmp_path / "cache"))
+    argv = make()
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    capsys.readouterr()
+    assert call(*argv) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), lines
+    assert says in lines[0], lines[0]
+    assert ": " in lines[0].removeprefix("error: "), "what next is missing"
+    assert len(lines[0]) < 400, lines[0]
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before, "files changed"
+
+
+def test_a_dry_run_shows_what_the_model_sees_and_writes_nothing(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(prepared)
+    argv = ["t.jsonl", "--from", "base", "--method", "lora", "--dry-run", "--set", "encoder.longest=8"]
+    before = sorted(prepared.rglob("*"))
+    assert call("finetune", *argv) == 0
+    said = capsys.readouterr().out
+    for part in ("the model sees 8 tokens", "longer than 8 tokens and cut there", "all matches 5", "MB of memory"):
+        assert part in said, part
+    assert sorted(prepared.rglob("*")) == before
