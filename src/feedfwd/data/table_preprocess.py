@@ -104,6 +104,26 @@ class TablePreprocessor(Goal):
         return Layout(len(numbers), plain, tuple(len(c.names) + 2 for c in self.columns if c.kind == "category"))
 
     @property
+    def places(self) -> dict[str, list[int]]:
+        """Where each column's numbers stand in a row's vector."""
+        layout, found = self.layout, {}
+        number, plain, category = 0, layout.numbers, layout.numbers + layout.plain
+        for column in self.columns:
+            at: list[int] = []
+            if column.kind in ("number", "date"):
+                at.append(number)
+                number += 1
+            elif column.kind == "category":
+                at.append(category)
+                category += 1
+            words = len(column.names) + 1 if column.kind == "text" else 0
+            count = column.flagged + 2 * len(column.parts) + words
+            at += range(plain, plain + count)
+            plain += count
+            found[column.name] = at
+        return found
+
+    @property
     def edges(self) -> list[list[float]]:
         """For each embedded number the ends of its bins."""
         return [c.edges for c in self.columns if c.kind in ("number", "date")]

@@ -12,7 +12,10 @@ from torch import Tensor
 
 from feedfwd.checkpoint import FORMAT, Run, write_json, write_text
 from feedfwd.config import FitConfig, parse
+from feedfwd.data.table_preprocess import TablePreprocessor
+from feedfwd.data.tables import TableData
 from feedfwd.errors import RunError
+from feedfwd.evaluate import tables
 from feedfwd.evaluate.evaluate import details
 from feedfwd.recipes import environment
 from feedfwd.recipes.console import Listener, Silent
@@ -23,6 +26,7 @@ from feedfwd.recipes.predictor import Predictor
 from feedfwd.recipes.prepare import Part, Prepared, prepare
 from feedfwd.recipes.say import command, cost, overview, parts_of, summary
 from feedfwd.report import write_report
+from feedfwd.report.words import duration, score, word
 from feedfwd.train.averaging import EMA
 from feedfwd.train.early_stopping import EarlyStopping
 from feedfwd.train.loop import Step, train
@@ -263,6 +267,29 @@ class Fitting:
             p.model.load_state_dict({k: v for k, v in self.ema.state_dict().items() if k != "updates"}, strict=False)
         p.model.eval()
 
+    def _about_table(self, test: TableData) -> dict[str, Any]:
+        """The neighbours on the same split, and what the network makes of the columns."""
+        p, preprocess = self.p, self.p.predictor.preprocess
+        assert isinstance(preprocess, TablePreprocessor)
+        held = [p.train, *([p.validation] if p.validation is not None else [])]
+        x = torch.cat([part.inputs for part in held]).cpu()
+        known = [part.targets if preprocess.classes is not None else part.data.targets for part in held]
+        x_test = p.test.inputs.cpu()
+        others = tables.neighbours(preprocess, x, torch.cat(known).cpu(), x_test, test)
+        main = next(iter(others[0]["scores"])) if others else ""
+        for other in others:
+            score_said = score(main, other["scores"][main], len(test))
+            self.listener.say(
+                f"{other['name']} on the same split: {word(main).label} {score_said}, in {duration(other['seconds'])}"
+            )
+        ranked = tables.importance(preprocess, p.predictor.answers, x_test, test)
+        top = [row["column"] for row in ranked]
+        return {
+            "neighbours": others,
+            "importance": ranked,
+            "dependence": tables.dependence(preprocess, p.predictor.answers, test, top),
+        }
+
     def _finish(self) -> Predictor:
         p, predictor = self.p, self.p.predictor
         scores: dict[str, dict[str, float] | None] = {"validation": None}
@@ -298,6 +325,8 @@ class Fitting:
             "environment": environment.describe(p.device, p.precision),
             "test_details": shown,
         }
+        if isinstance(test, TableData):
+            result["table"] = self._about_table(test)
         self.run.log({"event": "end", "step": self.step, "seconds": self.seconds})
         write_json(self.run.result_file, result)
         report = write_report(self.run.path)

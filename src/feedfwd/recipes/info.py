@@ -106,7 +106,11 @@ def _about_text(run: Run) -> list[str]:
 
 def show_source(source: str, terminal: Terminal, data_dir: Path | None) -> None:
     from feedfwd.data.readers import load
+    from feedfwd.data.table_files import is_table
 
+    if is_table(source):
+        show_table(source, terminal)
+        return
     train, test = load(source, data_dir=data_dir)
     terminal.say(train.describe())
     terminal.say(
@@ -122,6 +126,23 @@ def show_source(source: str, terminal: Terminal, data_dir: Path | None) -> None:
     x = train.inputs.float()
     terminal.say(f"inputs: mean {x.mean():.4g}, standard deviation {x.std():.4g}, {x.min():.4g} … {x.max():.4g}")
     for note in train.notes:
+        terminal.say(f"note: {note}")
+
+
+def show_table(source: str, terminal: Terminal) -> None:
+    """The columns of a table with their types, before a target is chosen."""
+    from feedfwd.data.columns import clean, share, typed
+    from feedfwd.data.table_files import read_rows
+
+    rows = read_rows(source)
+    terminal.say(f"{source}: {len(rows.frame):,} rows of {rows.frame.width:,} columns; --target names what to predict")
+    for column in rows.frame.get_columns():
+        cleaned = clean(column)
+        found = typed(cleaned)
+        absent = f", {share(cleaned.null_count(), len(cleaned))} missing" if cleaned.null_count() else ""
+        examples = ", ".join(map(str, found.values.drop_nulls().unique(maintain_order=True).head(4).to_list()))
+        terminal.say(f"  {column.name}: {found.kind}, {cleaned.n_unique():,} values{absent}: {examples}")
+    for note in rows.notes:
         terminal.say(f"note: {note}")
 
 

@@ -154,19 +154,34 @@ def best(facts: Facts) -> dict[str, Any]:
 
 def table(effort: str, facts: Facts) -> dict[str, Any]:
     """Tables: embedded columns; the best effort is a small ensemble in one network."""
-    return {
+    common = {
         "data.validation": 0.1,
         "model.hidden": [256, 256],
+        "model.members": 1,
         "ffn.dropout": 0.1,
-        "model.members": 16 if effort == "best" else 1,
         "optimizer.name": "adamw",
         "optimizer.lr": 0.002,
         "optimizer.weight_decay": 0.02,
         "schedule.name": "one_cycle",
         "train.batch_size": batch_for(facts.examples, 256),
-        "train.epochs": 30.0,
-        "train.patience": 40,
+        "train.epochs": epochs_for(facts.examples, shown=800_000, most=60),
+        "train.patience": 100,  # to the end: the weights of the best evaluation are kept
     }
+    match effort:
+        case "quick":
+            return common | {
+                "model.hidden": [128, 128],
+                "train.epochs": epochs_for(facts.examples, shown=200_000, most=20),
+            }
+        case "best":
+            return common | {
+                "model.members": 16,
+                "optimizer.lr": 0.004 if facts.regress else 0.002,
+                "train.epochs": epochs_for(facts.examples, shown=1_240_000 if facts.regress else 500_000, most=60),
+            }
+        case _:
+            regress = {"ffn.dropout": 0.2, "train.epochs": epochs_for(facts.examples, shown=1_240_000, most=60)}
+            return common | (regress if facts.regress else {})
 
 
 # Every setting that some preset gives: what repeats a run has to say these even where they equal their defaults.
