@@ -362,7 +362,7 @@ def text(environment: dict[str, str], options: argparse.Namespace) -> list[Row]:
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / "corpus"
             changed(options.data / "books-en.jsonl.gz", megabytes, source)
-            empty = {"XDG_CACHE_HOME": str(Path(folder) / "cache")}
+            empty = {"FEEDFWD_CACHE": str(Path(folder) / "cache")}
             row = {"MB": megabytes} | call(environment | empty, "first_steps", source=str(source), begun=time.time())
         rows.append(row)
         print(f"  {short(row)}", flush=True)
