@@ -337,11 +337,19 @@ def predict(
         Path | None, typer.Option(metavar="FILE", help="Write .csv or .jsonl here.  [default: the screen]")
     ] = None,
     data_dir: DataDir = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="For one text: what carried the answer, and the nearest training texts.")
+    ] = False,
 ) -> None:
     """Apply a trained run to new inputs."""
     from feedfwd.recipes.apply import predict_run
     from feedfwd.recipes.console import Terminal
 
+    if explain:
+        from feedfwd.recipes.explain import explain_run
+
+        explain_run(run, data, Terminal())
+        return
     predict_run(run, data, out, Terminal(), data_dir=data_dir)
 
 

@@ -16,6 +16,7 @@ from feedfwd.config import (
     Share,
     UpdatesConfig,
 )
+from feedfwd.config_decide import DecideConfig
 
 
 class LabelledConfig(Settings):
@@ -131,6 +132,7 @@ class FinetuneConfig(Recipe):
     adapt: AdaptConfig = AdaptConfig()
     ffn: FFNSpec = FFNSpec()
     loss: LabelLossConfig = LabelLossConfig()
+    decide: DecideConfig = DecideConfig()
     optimizer: RowOptimizerConfig = RowOptimizerConfig()
     schedule: FinetuneSchedule = FinetuneSchedule()
     train: FinetuneUpdates = FinetuneUpdates()

@@ -52,7 +52,8 @@ def test_a_run_learns_and_leaves_all_behind(tmp_path: Path, capsys: pytest.Captu
     result = json.loads((run / "result.json").read_text())
     assert result["test"]["accuracy"] >= 0.95 and result["sizes"] == {"train": 77, "validation": 19, "test": 24}
     assert {p.name for p in run.iterdir()} == {
-        "config.toml", "preprocess.json", "model.safetensors", "log.jsonl", "result.json", "report.html"
+        "config.toml", "preprocess.json", "model.safetensors", "memory.safetensors", "log.jsonl", "result.json",
+        "report.html",
     }  # fmt: skip
     assert "macro_f1" in result["test_details"]["intervals"]
     model = ff.load(run)

@@ -193,6 +193,9 @@ def check_names(wanted: Mapping[str, str], known: list[str], where: str) -> None
 
     for name, flag in wanted.items():
         if name not in known:
+            same = next((k for k in known if k.lower().split() == name.lower().split()), None)
+            if same is not None:
+                raise DataError(f"{where} has no column {name!r}, which {flag} names", hint=f"did you mean {same!r}?")
             shown = known if len(known) <= 40 else [*sorted(known, key=lambda k: _distance(k, name))[:40]]
             raise DataError(f"{where} has no column {name!r}, which {flag} names", hint=nearest(name, shown))
 

@@ -60,8 +60,9 @@ def _cells(values_N: np.ndarray) -> np.ndarray:
     """Each value's cell: one a value where they are few, else quantiles; missing ones have a cell of their own."""
     absent = np.isnan(values_N)
     distinct, place = np.unique(np.where(absent, 0.0, values_N), return_inverse=True)
-    if len(distinct) > CELLS:
-        cuts = np.unique(np.quantile(values_N[~absent], np.linspace(0, 1, CELLS + 1)[1:-1]))
+    cells = min(CELLS, max(2, len(values_N) // 10))
+    if len(distinct) > cells:
+        cuts = np.unique(np.quantile(values_N[~absent], np.linspace(0, 1, cells + 1)[1:-1]))
         place = np.searchsorted(cuts, np.where(absent, 0.0, values_N), side="right")
     return np.where(absent, 0, place + 1).astype(np.int64)
 

@@ -150,16 +150,19 @@ def _text(path: Path, notes: list[str]) -> str:
 
 
 def _guess(raw: bytes) -> str:
-    """Which old encoding: Chinese where all its pairs of bytes fit and there are many, else Western European."""
-    high = sum(byte > 127 for byte in raw)
+    """Which old encoding: Chinese where bytes above 127 come in pairs, else Western European.
+
+    >>> _guess("城市".encode("gb18030")), _guess("Köln, Zürich".encode("latin-1"))
+    ('gb18030', 'cp1252')
+    """
+    runs = re.findall(rb"[\x80-\xff]+", raw)
+    if sum(len(run) % 2 for run in runs) > 0.2 * len(runs):
+        return "cp1252"
     try:
-        text = raw.decode("gb18030")
-        chinese = sum("\u4e00" <= letter <= "\u9fff" for letter in text)
-        if 2 * chinese >= 0.9 * high:
-            return "gb18030"
+        raw.decode("gb18030")
+        return "gb18030"
     except UnicodeDecodeError:
-        pass
-    return "cp1252"
+        return "cp1252"
 
 
 def _separated(text: str, path: Path, separator: str | None, notes: list[str]) -> "polars.DataFrame":

@@ -54,13 +54,6 @@ class TableData(Dataset):
         names = ", ".join(self.target_names or ())
         return f"{self.name}: {len(self):,} rows of {columns} ({said}), {goal}: {names}"
 
-    def check_trainable(self) -> None:
-        if not self.kinds:
-            raise DataError(
-                f"{self.name} has no column to predict from", hint="every one is empty, constant or left out"
-            )
-        super().check_trainable()
-
 
 def load_table(
     source: Any,
@@ -95,7 +88,11 @@ def load_table(
     kept = [n for n in frame.columns if n not in {*target, *drop, by}]
     order = None if by is None else _order(frame[by], where)
     if kinds is None:
+        if len(frame) == 1:
+            raise DataError(f"{where} has one example", hint="training needs at least two rows with a target")
         inputs, kinds = _typed(frame.select(kept), notes)
+        if not kinds:
+            raise DataError(f"{where} has no column to predict from ({'; '.join(notes)})", hint="add one that tells")
     else:
         inputs = fitted(frame, kinds, where)
     return TableData(
@@ -280,7 +277,7 @@ def _typed(frame: "polars.DataFrame", notes: list[str]) -> tuple["polars.DataFra
 
 
 def _counts_rows(column: "polars.Series", kind: Kind) -> bool:
-    """Whether a column names or numbers the rows: all different names, or whole numbers one apart."""
+    """Whether a column names or numbers the rows: all different names, or 0, 1, 2 …"""
     n = len(column)
     if n < IDENTIFIERS or column.null_count() or column.n_unique() < n:
         return False
@@ -288,8 +285,7 @@ def _counts_rows(column: "polars.Series", kind: Kind) -> bool:
         return True
     if kind != "number":
         return False
-    steps = column.diff().drop_nulls()
-    return bool((steps == 1).all())
+    return column[0] in (0, 1) and bool((column.diff().drop_nulls() == 1).all())
 
 
 def _as_numbers(frame: "polars.DataFrame") -> Tensor:

@@ -67,8 +67,9 @@ def abstain_threshold(
 
     Thresholds are tried from high to low at every 1/`steps` of coverage; each is tested with the exact binomial
     p-value of its mistakes, and the walk ends at the first that fails, so that no correction for many tests is due
-    (fixed-sequence testing). Two walks begin at the surest and in the middle and share 1 − `level` among them: a mistake among the surest few, from which nothing can be concluded, ends one walk only. The held-out
-    examples must not have been trained on. Where no threshold can keep the promise, `threshold` lies above 1.
+    (fixed-sequence testing). Two walks begin at the surest and in the middle and share 1 − `level` among them: a
+    mistake among the surest few, from which nothing can be concluded, ends one walk only. The held-out examples must
+    not have been trained on. Where no threshold can keep the promise, `threshold` lies above 1.
 
     >>> rng = np.random.default_rng(0)
     >>> confidence = rng.uniform(0.5, 1, 2000)

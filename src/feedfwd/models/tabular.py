@@ -162,7 +162,7 @@ class Tabular(nn.Module):
             self.mlp.head = MemberHead(members, self.mlp.sizes[-2], outputs)  # type: ignore[assignment]
 
     def embed(self, x: Tensor) -> Tensor:  # (N, F + P + C) -> (N, D)
-        x_NF, x_NP, x_NC = torch.split(x, self.counts, 1)
+        x_NF, x_NP, x_NC = torch.split(x, list(self.counts), 1)
         parts = [self.numbers(x_NF).flatten(1), x_NP]
         if self.names is not None:
             parts.append(self.names(x_NC.long() + self.starts).flatten(1))

@@ -1,9 +1,11 @@
 """A trained reader of texts, with what turns a text into its inputs and its outputs into answers."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,10 +17,13 @@ from feedfwd.data.ngrams import ngrams
 from feedfwd.data.ragged import Ragged
 from feedfwd.errors import DataError, RunError
 from feedfwd.evaluate.arrays import Floats
+from feedfwd.evaluate.scope import neighbours
 from feedfwd.models.bag import Bag
 from feedfwd.models.encoder import Encoder
 from feedfwd.models.transformer import Transformer, build
+from feedfwd.recipes.explain import Explanation, Memory, explain
 from feedfwd.recipes.goals import Goal, goal_of
+from feedfwd.recipes.judge import Judgement
 from feedfwd.recipes.verbs import opened
 
 CHUNK = 512  # texts of a bag at a time
@@ -133,6 +138,7 @@ class TextClassifier:
         self, model: Network, config: FinetuneConfig, goal: Goal, reader: Reader, run: Path | None = None
     ) -> None:
         self.model, self.config, self.goal, self.reader, self.run = model, config, goal, reader, run
+        self.verdict: Judgement | None = None  # temperature and thresholds, where held-out answers were judged
 
     @classmethod
     def load(cls, path: Path) -> "TextClassifier":
@@ -150,7 +156,9 @@ class TextClassifier:
             model.load_state_dict(run.load_model())
         except RuntimeError as error:
             raise run.misfit(error) from None
-        return cls(model.eval(), config, goal, reader, path)
+        found = cls(model.eval(), config, goal, reader, path)
+        found.verdict = Judgement.of(run)
+        return found
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -181,7 +189,8 @@ class TextClassifier:
 
     def answers(self, rows: Ragged) -> Floats:
         """For what `rows` gave: probabilities (N, C), or numbers (N,)."""
-        return self.goal.answers(self.outputs(rows))
+        temperature = 1.0 if self.verdict is None else self.verdict.temperature
+        return self.goal.answers(self.outputs(rows) / temperature)
 
     def predict_proba(self, texts: Sequence[str]) -> Floats:
         """Probabilities (N, C), one column for each of `classes`."""
@@ -189,9 +198,32 @@ class TextClassifier:
             raise DataError("numbers have no class probabilities", hint="use predict")
         return self.answers(self.rows(_checked(texts, "predict_proba")))
 
-    def predict(self, texts: Sequence[str]) -> Any:
-        """Class names (N,); a tuple of names for each text where it may have several; or numbers (N,)."""
-        return self.goal.predictions(self.answers(self.rows(_checked(texts, "predict"))))
+    def predict(self, texts: Sequence[str], *, abstain: bool = False) -> Any:
+        """Class names (N,); a tuple of names for each text where it may have several; or numbers (N,).
+
+        `abstain`: None instead of a name where the run's thresholds say not to answer (see `marks`).
+        """
+        rows = self.rows(_checked(texts, "predict"))
+        found = self.goal.predictions(self.answers(rows))
+        if not abstain:
+            return found
+        return np.array([None if mark else name for name, mark in zip(found, self.marks(rows), strict=True)], object)
+
+    def marks(self, rows: Ragged) -> list[str | None]:
+        """Why not to give the answer, "unsure" or "out of scope", else None; RunError where no threshold was fitted."""
+        if self.verdict is None:
+            raise RunError("this classifier has no thresholds", hint="train it with texts held back: data.validation")
+        near = None if self.memory is None else neighbours(self.features(rows), self.memory.vectors)
+        return self.verdict.marks(self.outputs(rows).double().numpy(), near)
+
+    @cached_property
+    def memory(self) -> Memory | None:
+        """The training texts that the run kept."""
+        return None if self.run is None else Memory.load(Run(self.run))
+
+    def explain(self, text: str) -> Explanation:
+        """The answer to a text, what of it carried the answer, and the training texts nearest to it."""
+        return explain(self, _checked([text], "explain")[0])
 
     def embed(self, texts: Sequence[str]) -> Floats:
         """A vector of length 1 for each text, (N, W): the nearer two texts, the larger the product of theirs."""

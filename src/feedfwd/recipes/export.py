@@ -38,7 +38,8 @@ def export_run(path: Path, to: str, out: Path, listener: Listener) -> None:
 
 
 def _hf(path: Path, listener: Listener) -> Callable[[Path], object]:
-    from feedfwd.interop.huggingface import export, family_of
+    from feedfwd.interop.families import family_of
+    from feedfwd.interop.huggingface import export
 
     writer = Writer.load(path)
     model, tokenizer = writer.model, writer.tokenizer

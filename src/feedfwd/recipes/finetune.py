@@ -22,7 +22,9 @@ from feedfwd.models.encoder import Encoder
 from feedfwd.recipes import environment, state
 from feedfwd.recipes.classifier import TOKENIZER, TextClassifier
 from feedfwd.recipes.console import Listener, Silent
+from feedfwd.recipes.held_out import judge
 from feedfwd.recipes.interrupt import Interrupted, graceful
+from feedfwd.recipes.judge import lines
 from feedfwd.recipes.say import said_sets, summary
 from feedfwd.recipes.texts import PreparedTexts, TextPart, prepare_texts
 from feedfwd.recipes.verbs import opened
@@ -237,6 +239,7 @@ class Finetuning:
         scores: dict[str, dict[str, float] | None] = {"validation": None}
         if p.validation is not None:
             scores["validation"] = self._scores(p.validation)[1]
+        judgement = judge(p, self.run, self.listener.say)  # first, for the test part's scores are at its temperature
         answers, scores["test"] = self._scores(p.test)
         rows = p.test.data.rows
         indices = None if rows is None else rows.numpy()
@@ -259,6 +262,7 @@ class Finetuning:
             "command": command(p.config),
             "environment": environment.describe(p.device, p.precision),
             "test_details": shown,
+            "judgement": judgement,
         }
         self.run.log({"event": "end", "step": self.step, "seconds": self.seconds})
         write_json(self.run.result_file, result)
@@ -268,8 +272,11 @@ class Finetuning:
         self.run.drop_state()
         for line in summary(result):
             self.listener.say(line)
+        for line in lines(judgement) if judgement is not None else []:
+            self.listener.say(line)
         self.listener.say(f"report: {report}")
-        return TextClassifier(p.model, p.config, p.goal, p.classifier.reader, self.run.path)
+        p.classifier.run = self.run.path
+        return p.classifier
 
 
 def example(p: PreparedTexts) -> list[str]:

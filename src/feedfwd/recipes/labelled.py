@@ -52,5 +52,11 @@ def predict_labelled(path: Path, source: str) -> list[dict[str, Any]]:
         texts, places = (source,), (0,)
     if not any(text.strip() for text in texts):
         raise DataError("the text is empty", hint="give a text, or a file of texts")
-    answers = classifier.answers(classifier.rows(texts))
-    return [{"example": place} | classifier.goal.row(answer) for place, answer in zip(places, answers, strict=True)]
+    rows = classifier.rows(texts)
+    found = [
+        {"example": place} | classifier.goal.row(answer)
+        for place, answer in zip(places, classifier.answers(rows), strict=True)
+    ]
+    if classifier.verdict is None:
+        return found
+    return [row | {"doubt": mark or ""} for row, mark in zip(found, classifier.marks(rows), strict=True)]

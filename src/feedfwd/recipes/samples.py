@@ -39,10 +39,12 @@ def judge(p: PreparedText) -> dict[str, Any]:
     """
     row = p.config.data.row
     many = min(BEGINNING, max(1, row // 8))
-    most = min(row - many, LONGEST)
+    # Without the end token before it a file's first quotes could as well close a string that was opened above.
+    before = [p.tokenizer.end] if is_python(p) else []
+    most = min(max(1, row - many - len(before)), LONGEST)
     held = beginnings(p, MANY, many + most)
     prompts, own = [ids[:many] for ids in held], [ids[many:] for ids in held]
-    written = continued(p, prompts, most)
+    written = continued(p, [before + ids for ids in prompts], most)
     found: dict[str, Any] = {"texts": len(held), "tokens": sum(map(len, written))}
     for name, texts in (("written", written), ("held_out", own)):
         shares: dict[str, float | None] = {"copied": share_copied(p, texts)}

@@ -133,7 +133,25 @@ def range_test_figure(points: Points, suggested: float) -> Figure:
     return Figure("Learning-rate range test", page_svg(draw, "range-test", "loss by learning rate"), key)
 
 
-def calibration_figure(bins: Sequence[dict[str, Any]]) -> Figure:
+def risk_figure(points: Points, target: float) -> Figure:
+    """(share answered, share of these wrong) as ever less sure answers are given, with the error that was asked for."""
+
+    def draw(axes: Any) -> None:
+        axes.axhline(target, color=SECOND, linewidth=1.2, linestyle=(0, (3, 2)))
+        axes.plot(*zip(*points, strict=True), color=FIRST)
+        axes.set_xlim(0, 1)
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_formatter(lambda x, _: f"{100 * x:g}%")
+        axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.3g}%")
+        axes.set_xlabel("answered, the surest first")
+
+    key = (("--first", "wrong among the answered"), ("--second", f"wanted: {100 * target:.3g}%"))
+    return Figure("Error by coverage", page_svg(draw, "risk", "share of wrong answers by share answered"), key)
+
+
+def calibration_figure(
+    bins: Sequence[dict[str, Any]], title: str = "Right answers by confidence", name: str = "calibration"
+) -> Figure:
     """Share that was right against the stated confidence, with 95% intervals; below, where the answers lie."""
     filled = [b for b in bins if b["n"]]
 

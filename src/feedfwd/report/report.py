@@ -94,6 +94,8 @@ def _page(result: dict[str, Any], events: list[Event], config: str | None) -> st
         findings=[e for e in events if e.get("event") == "finding"],
         curves=_curves(events) if figures.available() else None,
         figures=_detail_figures(details) if figures.available() else [],
+        judgement=result.get("judgement"),
+        judgement_figures=_judgement_figures(result.get("judgement")) if figures.available() else [],
         scores=_score_rows(result, details),
         matrix=_matrix(details),
         config=config,
@@ -225,3 +227,11 @@ def _detail_figures(details: dict[str, Any]) -> list[figures.Figure]:
     if details.get("kind") == "classification":
         return [figures.calibration_figure(details["reliability"]["bins"])]
     return [figures.prediction_figure(t["name"], t["points"]) for t in details.get("targets", [])[:4]]
+
+
+def _judgement_figures(judgement: dict[str, Any] | None) -> list[figures.Figure]:
+    """Reliability without the temperature, and error by coverage; with it, it stands under "Calibration"."""
+    if judgement is None:
+        return []
+    before = figures.calibration_figure(judgement["calibration"]["before"]["bins"], "Before the temperature", "before")
+    return [before, figures.risk_figure(judgement["risk_coverage"], judgement["abstain"]["error"])]

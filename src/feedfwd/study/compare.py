@@ -80,13 +80,13 @@ def compare(
     optuna_module()
     plan, known = plan.checked()
     plan = _in_equal_time(plan, listener)
-    folder = Run.create(run, f"compare-{_source(plan)}").path
+    folder = Run.create(run, f"compare-{source_name(plan)}").path
     url = storage or f"sqlite:///{(folder / 'study.db').resolve()}"
     shared = Shared.begin(plan, url, folder)
     write_json(
         folder / FILE, {"format": 1, "storage": url, "name": plan.name, "workers": workers, "plan": plan.to_json()}
     )
-    for line in overview(plan, known, workers or _workers(plan)):
+    for line in overview(plan, known, workers or at_a_time(plan)):
         listener.say(line)
     return _carried_out(shared, url, listener, workers)
 
@@ -112,7 +112,7 @@ def dry_run(plan: Plan, listener: Listener, *, workers: int | None = None) -> fl
     """The variants and about how long they take, from one short trial; nothing is written. Returns the seconds."""
     plan, known = plan.checked()
     plan = _in_equal_time(plan, listener)
-    many = workers or _workers(plan)
+    many = workers or at_a_time(plan)
     for line in overview(plan, known, many):
         listener.say(line)
     for number, variant in enumerate(plan.queue, 1):
@@ -137,7 +137,7 @@ def overview(plan: Plan, known: dict[str, Known], workers: int) -> list[str]:
     match = {"parameters": ", equal parameters", "flops": ", equal FLOPs", "seconds": ", equal seconds", None: ""}
     least = plan.score not in ("bits_per_byte", "loss", "perplexity")
     return [
-        f"{_source(plan)}: {len(plan.queue)} variants × {seeds} seeds{how}{match[plan.match]}; {workers} at a time",
+        f"{source_name(plan)}: {len(plan.queue)} variants × {seeds} seeds{how}{match[plan.match]}; {workers} at a time",
         f"decided by {word(plan.score).label} on {first.validation:,} {'examples' if least else 'tokens'} held back "
         f"from the training part, the same for every variant"
         + ("; the test part stays closed until there is a winner" if plan.verb == "fit" else ""),
@@ -148,8 +148,15 @@ def overview(plan: Plan, known: dict[str, Known], workers: int) -> list[str]:
 
 
 def _carried_out(shared: Shared, url: str, listener: Listener, workers: int | None) -> Result:
-    plan, began = shared.plan, time.perf_counter()
-    many = min(workers or _workers(plan), len(plan.queue))
+    began = time.perf_counter()
+    trained(shared, url, listener, workers, f"go on with: feedfwd compare --resume {shared.folder}")
+    return finished(shared, listener, time.perf_counter() - began)
+
+
+def trained(shared: Shared, url: str, listener: Listener, workers: int | None, go_on: str) -> None:
+    """Do all that waits, here or by processes of this machine; Interrupted says how to `go_on`."""
+    plan = shared.plan
+    many = min(workers or at_a_time(plan), len(plan.queue))
     with Board(plan, listener) as board:
         try:
             if many == 1:
@@ -160,10 +167,8 @@ def _carried_out(shared: Shared, url: str, listener: Listener, workers: int | No
             rows = shared.rows()
             done = sum(row.state in ("done", "dropped", "failed") for row in rows)
             number = stop.code - 128 if isinstance(stop, Interrupted) else signal.SIGINT
-            where = f"stopped with {done} of {len(rows)} variants done"
-            raise Interrupted(f"{where}; go on with: feedfwd compare --resume {shared.folder}", number) from None
+            raise Interrupted(f"stopped with {done} of {len(rows)} variants done; {go_on}", number) from None
         board.show(shared.rows())
-    return finished(shared, listener, time.perf_counter() - began)
 
 
 def finished(shared: Shared, listener: Listener, seconds: float) -> Result:
@@ -172,7 +177,7 @@ def finished(shared: Shared, listener: Listener, seconds: float) -> Result:
     result = results.found(plan, shared.rows(), seconds)
     assert result.winner.variant is not None
     winner = plan.winner_config(result.winner.variant)
-    write_text(folder / WINNER, tomli_w.dumps(_whole(winner.said())))
+    write_text(folder / WINNER, tomli_w.dumps(whole(winner.said())))
     result = replace(result, command=command(plan))
     write_json(folder / RESULT, result.to_json())
     for line in results.verdict(result):
@@ -228,7 +233,7 @@ def _with_workers(shared: Shared, url: str, many: int, board: Board) -> None:
         log.unlink()
 
 
-def _workers(plan: Plan) -> int:
+def at_a_time(plan: Plan) -> int:
     """Small networks leave cores idle, so that as many are trained at a time; larger ones take the whole machine."""
     if plan.verb != "fit" or plan.config.train.device not in ("auto", "cpu"):
         return 1
@@ -251,7 +256,7 @@ def _in_equal_time(plan: Plan, listener: Listener) -> Plan:
     return replace(plan, base={**base, "minutes": seconds / 60})
 
 
-def _source(plan: Plan) -> str:
+def source_name(plan: Plan) -> str:
     config = plan.base
     return Path(str(config.get("source") or "+".join(config.get("sources", ["stdlib"])))).stem[:40]
 
@@ -295,6 +300,6 @@ def _sets(prefix: str, values: dict[str, Any]) -> list[str]:
     return words
 
 
-def _whole(tree: dict[str, Any]) -> dict[str, Any]:
+def whole(tree: dict[str, Any]) -> dict[str, Any]:
     """Without what is None, for which TOML has no word."""
-    return {k: _whole(v) if isinstance(v, dict) else v for k, v in tree.items() if v is not None}
+    return {k: whole(v) if isinstance(v, dict) else v for k, v in tree.items() if v is not None}

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -27,7 +27,7 @@ class Plan:
     trials: int | None = None  # None: every combination
     score: str = ""  # the one that decides; settled by `checked`
     match: str | None = None
-    asked: dict[str, Any] = field(default_factory=dict)  # what the study was asked for beyond this: advise's part
+    until: float | None = None  # seconds since 1970 after which no variant is begun any more
 
     def __post_init__(self) -> None:
         for name, value, known in (("search", self.search, SEARCHES), ("match", self.match, MATCHES)):

@@ -172,7 +172,7 @@ def verdict(r: Result) -> list[str]:
         lines.append(f"no difference found to {near}{more}")
         lines += _cheaper(r)
     for effect in r.findings.effects:
-        lines.append(_effect_line(r, effect))
+        lines.append(effect_line(r, effect))
     failed = [row for row in r.rows if row.state == "failed"]
     lines += [f"failed: {row.label}: {row.reason}" for row in failed]
     return lines
@@ -189,7 +189,7 @@ def _cheaper(r: Result) -> list[str]:
     return [f"the cheapest of these is {cheap.label}: {other:,.0f} parameters instead of {cost:,.0f}"]
 
 
-def _effect_line(r: Result, effect: Effect) -> str:
+def effect_line(r: Result, effect: Effect) -> str:
     name = r.plan.score
     means = {level: r.turned(e).mean for level, e in effect.levels.items()}
     ranked = sorted(means, key=lambda level: means[level], reverse=r.plan.higher)

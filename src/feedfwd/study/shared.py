@@ -5,6 +5,7 @@ A variant whose worker was killed or stopped goes back into the queue with the s
 """
 
 import contextlib
+import math
 import os
 import socket
 import time
@@ -107,7 +108,7 @@ class Shared:
     def work(self, changed: Callable[[], None] = lambda: None) -> None:
         """Take what waits until nothing does. `changed` is called whenever there is news."""
         optuna = optuna_module()
-        while self._waiting():
+        while self._waiting() and time.time() < (self.plan.until or math.inf):
             try:
                 self.study.optimize(lambda trial: self._try(trial, changed), n_trials=1, catch=(Exception,))
             except KeyboardInterrupt:

@@ -13,7 +13,20 @@ from feedfwd.errors import ConfigError
 
 MOST = 1000  # variants of a grid
 # What decides which examples are scored, or how often: the study's own business
-FIXED = ("source", "sources", "test", "seed", "data_dir", "data.test", "data.folds", "data.fold", "data.test_seed")
+FIXED = (
+    "source",
+    "sources",
+    "test",
+    "target",
+    "seed",
+    "data_dir",
+    "data.split",
+    "data.task",
+    "data.test",
+    "data.folds",
+    "data.fold",
+    "data.test_seed",
+)
 SPLIT = ("data.validation", "train.threads", "train.device")
 
 
@@ -185,9 +198,9 @@ def label(axes: Sequence[Axis], variant: Variant) -> str:
         value = variant[axis.name]
         if isinstance(axis, Range):
             words.append(f"{axis.name.rsplit('.', 1)[-1]}={value:.3g}")
-        elif len(axis.levels) > 1:
+        elif len(axis.levels) > 1 and axis.levels[str(value)]:
             words.append(str(value))
-    return ", ".join(words)
+    return ", ".join(words) or "defaults"
 
 
 def levels(axes: Sequence[Axis], variant: Variant) -> dict[str, str]:

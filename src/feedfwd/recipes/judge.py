@@ -1,0 +1,195 @@
+"""What a classifier's probabilities are worth, and when it should not answer: fitted on held-out answers, once a run.
+
+`fit` makes a `Judgement` of answers to examples that were not trained on; `on_test` says how it does on others. What
+each figure means and what is promised: docs/evaluation.md.
+"""
+
+# N examples, C classes, S scores
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from feedfwd.checkpoint import Run
+from feedfwd.config_decide import DecideConfig
+from feedfwd.evaluate.abstain import Abstention, abstain_threshold, area_under_risk, risk_coverage
+from feedfwd.evaluate.arrays import Floats, Ints
+from feedfwd.evaluate.calibration import fit_temperature, reliability, softmax
+from feedfwd.evaluate.label_errors import label_errors
+from feedfwd.evaluate.scope import combined, energy, max_probability, scope_threshold
+from feedfwd.report.words import number
+
+FEWEST = 50  # held-out answers below which nothing is fitted
+LISTED = 30  # likely label errors that are kept
+CLEAR = 0.5  # by how much another class's probability must lie ahead: below, the doubt is the network's
+UNSURE, OUTSIDE = "unsure", "out of scope"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a network says to N examples whose labels are known.
+
+    `near` is the mean cosine with the nearest training examples, where the network has embeddings. `texts` and
+    `places` (in the user's file) let a likely label error be shown.
+    """
+
+    logits: Floats  # (N, C)
+    targets: Ints  # (N,)
+    near: Floats | None = None  # (N,)
+    texts: Sequence[str] | None = None
+    places: Sequence[int] | None = None
+
+    @classmethod
+    def concatenated(cls, parts: Sequence["Answers"]) -> "Answers":
+        """Parts of one kind end to end."""
+
+        def joined(name: str) -> Any:
+            values = [getattr(part, name) for part in parts]
+            if any(value is None for value in values):
+                return None
+            return np.concatenate(values) if isinstance(values[0], np.ndarray) else [x for v in values for x in v]
+
+        return cls(*(joined(name) for name in ("logits", "targets", "near", "texts", "places")))
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Temperature and thresholds, with where they come from. Plain numbers: it lives in `result.json`."""
+
+    fitted_on: str
+    n: int
+    temperature: float
+    abstain: Abstention
+    false_reject: float
+    scope_threshold: float | None  # None: too few held-out answers to reject at this rate
+    spread: dict[str, tuple[float, float]] = field(default_factory=dict)  # of each score of scope: mean, deviation
+
+    def probabilities(self, logits: Floats) -> Floats:  # (N, C) -> (N, C)
+        return softmax(logits, self.temperature)
+
+    def scope_scores(self, logits: Floats, near: Floats | None) -> Floats:  # (N, C), (N,) -> (N,)
+        """How much an example looks like those inside the scope: mean of the scores, each in standard deviations."""
+        scores = _scores(logits, near, self.temperature)
+        return combined([scores[name] for name in self.spread], list(self.spread.values()))
+
+    def marks(self, logits: Floats, near: Floats | None) -> list[str | None]:
+        """None where the answer may be given, else why it should not: "out of scope" or "unsure"."""
+        unsure_N = self.probabilities(logits).max(1) < self.abstain.threshold
+        outside_N = np.zeros(len(unsure_N), bool)
+        if self.scope_threshold is not None and (near is not None or "neighbours" not in self.spread):
+            outside_N = self.scope_scores(logits, near) < self.scope_threshold
+        return [OUTSIDE if o else UNSURE if u else None for o, u in zip(outside_N, unsure_N, strict=True)]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def of(cls, run: Run) -> "Judgement | None":
+        """That of a finished run; None where it was not judged."""
+        saved = run.read_json(run.result_file).get("judgement") if run.finished else None
+        return None if saved is None else cls.from_json(saved)
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> "Judgement":
+        spread = {name: (float(mean), float(std)) for name, (mean, std) in saved["spread"].items()}
+        known = {key: saved[key] for key in ("fitted_on", "n", "temperature", "false_reject", "scope_threshold")}
+        return cls(**known, spread=spread, abstain=Abstention(**saved["abstain"]))
+
+
+def fit(held: Answers, config: DecideConfig, fitted_on: str) -> Judgement | None:
+    """Temperature, abstain threshold and scope threshold from answers to examples that were not trained on.
+
+    None where there are fewer than 50 of them: nothing that is fitted to so few would hold.
+    """
+    n = len(held.targets)
+    if n < FEWEST:
+        return None
+    temperature = fit_temperature(held.logits, held.targets)
+    p_NC = softmax(held.logits, temperature)
+    abstain = abstain_threshold(p_NC.max(1), p_NC.argmax(1) == held.targets, config.error, config.level)
+    scores = _scores(held.logits, held.near, temperature)
+    spread = {name: (float(score.mean()), float(score.std())) for name, score in scores.items()}
+    threshold = scope_threshold(combined(list(scores.values()), list(spread.values())), config.false_reject)
+    finite = threshold if np.isfinite(threshold) else None
+    return Judgement(fitted_on, n, temperature, abstain, config.false_reject, finite, spread)
+
+
+def _scores(logits: Floats, near: Floats | None, temperature: float) -> dict[str, Floats]:
+    found = {"probability": max_probability(logits, temperature), "energy": energy(logits)}
+    return found if near is None else found | {"neighbours": near}
+
+
+def judged(verdict: Judgement, held: Answers, test: Answers, classes: Sequence[str]) -> dict[str, Any]:
+    """What `result.json` holds as "judgement": the fitted numbers, how they do on `test`, likely label errors."""
+    p_NC, right_N = verdict.probabilities(test.logits), test.logits.argmax(1) == test.targets
+    raw_N, scaled_N = softmax(test.logits).max(1), p_NC.max(1)
+    answered_N = scaled_N >= verdict.abstain.threshold
+    rejected_N = np.array([mark == OUTSIDE for mark in verdict.marks(test.logits, test.near)])
+    n = len(right_N)
+    return {
+        **verdict.to_json(),
+        "calibration": {"before": reliability(raw_N, right_N), "after": reliability(scaled_N, right_N)},
+        "risk_coverage": risk_coverage(scaled_N, right_N),
+        "area_under_risk": area_under_risk(scaled_N, right_N),
+        "test": {
+            "n": n,
+            "answered": int(answered_N.sum()),
+            "wrong": int((~right_N[answered_N]).sum()),
+            "rejected": int(rejected_N.sum()),
+        },
+        "label_errors": _label_errors(verdict, held, classes),
+    }
+
+
+def _label_errors(verdict: Judgement, held: Answers, classes: Sequence[str]) -> dict[str, Any] | None:
+    """How many of the held-out examples likely bear a wrong label, and the clearest of them with their texts."""
+    if held.texts is None:
+        return None
+    found = label_errors(verdict.probabilities(held.logits), held.targets)
+    found = [e for e in found if e.probability_likelier - e.probability_given >= CLEAR]
+    rows = [
+        {
+            "text": held.texts[e.place],
+            "place": None if held.places is None else int(held.places[e.place]),
+            "label": classes[e.given],
+            "likelier": classes[e.likelier],
+            "probability": e.probability_likelier,
+            "probability_label": e.probability_given,
+        }
+        for e in found[:LISTED]
+    ]
+    return {"n": len(held.targets), "found": len(found), "listed": rows}
+
+
+def lines(found: Mapping[str, Any]) -> list[str]:
+    """What a person is told of `judged`."""
+    abstain, test = found["abstain"], found["test"]
+    before, after = (found["calibration"][when]["ece"] for when in ("before", "after"))
+    perfect = found["calibration"]["after"]["ece_if_perfect"]
+    said = [
+        f"judged on {found['n']:,} answers of {found['fitted_on']}",
+        f"temperature {found['temperature']:.3g}: calibration error on test {before:.1%} → {after:.1%} "
+        f"(exact probabilities would show {perfect:.1%})",
+        _promise(abstain, test),
+    ]
+    if found["scope_threshold"] is not None:
+        said.append(
+            f"out of scope: rejects {found['false_reject']:.0%} of texts like the held-out ones; "
+            f"{test['rejected'] / test['n']:.1%} of test"
+        )
+    if (errors := found["label_errors"]) and errors["found"]:
+        said.append(f"{errors['found']:,} of {errors['n']:,} labels deserve a second look: the report lists them")
+    return said
+
+
+def _promise(abstain: Mapping[str, Any], test: Mapping[str, Any]) -> str:
+    target = f"at most {abstain['error']:.3g} of the answers wrong"
+    if not abstain["coverage"]:
+        return f"abstain: no threshold keeps {target} with confidence {abstain['level']:.0%}; raise decide.error"
+    share = f"{test['wrong'] / test['answered']:.1%} of these wrong" if test["answered"] else "none of these"
+    return (
+        f"abstain below {number(abstain['threshold'])} for {target} (confidence {abstain['level']:.0%}): "
+        f"answers {test['answered'] / test['n']:.1%} of test, {share}"
+    )

@@ -1,0 +1,129 @@
+"""Tables: types found out, columns learnt of the training part alone, splits, and what is pointed out."""
+
+from pathlib import Path
+
+import numpy as np
+import polars
+import pytest
+import torch
+
+from feedfwd.data.split import split, split_by
+from feedfwd.data.table_checks import leaks, shared_rows
+from feedfwd.data.table_preprocess import ABSENT, UNKNOWN, TablePreprocessor, drift, from_json
+from feedfwd.data.tables import TableData, load_table
+
+N = 300
+
+
+@pytest.fixture
+def frame() -> polars.DataFrame:
+    generator = np.random.default_rng(0)
+    number = generator.normal(size=N)
+    start = polars.datetime(2024, 1, 1)
+    return polars.DataFrame({"n": number, "c": [("red", "green", "blue")[i % 3] for i in range(N)]}).with_columns(
+        polars.when(polars.int_range(N) % 10 == 0).then(None).otherwise(polars.col("n")).alias("n"),
+        (start + polars.duration(hours=7 * polars.int_range(N))).alias("d"),
+        polars.Series("t", [f"a short text of row {i} with words" for i in range(N)]),
+        polars.Series("y", number * 2 + 1),
+    )
+
+
+def test_types_are_found_out_and_survive_every_file_form(frame: polars.DataFrame, tmp_path: Path) -> None:
+    frame.write_csv(tmp_path / "t.csv")
+    frame.write_csv(tmp_path / "t.tsv", separator="\t")
+    frame.write_parquet(tmp_path / "t.parquet")
+    frame.with_columns(polars.col("d").cast(polars.String)).write_ndjson(tmp_path / "t.jsonl")
+    for name in ("t.csv", "t.tsv", "t.parquet", "t.jsonl"):
+        data = load_table(tmp_path / name, ["y"])
+        assert data.kinds == {"n": "number", "c": "category", "d": "date", "t": "text"}, name
+        assert data.task == "regress" and len(data) == N and data.frame["n"].null_count() == N // 10
+        x = TablePreprocessor.fit(data).examples(data)
+        assert bool(x.isfinite().all()) and len(x) == N
+    assert "300 rows of 4 columns (1 number, 1 category, 1 date, 1 text)" in data.describe()
+
+
+def test_the_adult_file_needs_no_options(shared_data: Path) -> None:
+    data = load_table(shared_data / "tables/adult.csv", ["Salary"])
+    assert len(data) == 32_561 and data.classes == ("<=50K", ">50K")
+    assert data.frame["workclass"].null_count() == 1836 and data.notes == ("1 blank row left out",)
+    assert sum(kind == "number" for kind in data.kinds.values()) == 6
+
+
+def test_scales_are_robust_smooth_and_of_the_training_part(frame: polars.DataFrame) -> None:
+    data = load_table(frame, ["y"], name="t")
+    rest, test = split(data, 0.3, seed=0)
+    assert isinstance(rest, TableData) and isinstance(test, TableData)
+    learnt = TablePreprocessor.fit(rest)
+    column = next(c for c in learnt.columns if c.name == "n")
+    assert column.middle == pytest.approx(rest.frame["n"].median())
+    wild = test.frame.head(2).with_columns(polars.Series("n", [1e30, -1e30]))
+    assert learnt.encode(wild)[:, 0].tolist() == pytest.approx([3.0, -3.0], abs=1e-3)
+    again = from_json(learnt.to_json())
+    assert again is not None and torch.equal(again.examples(test), learnt.examples(test))
+    raw = frame[test.rows.numpy()].to_dicts()  # type: ignore[union-attr]
+    assert torch.equal(learnt.inputs(raw), learnt.examples(test))
+
+
+def test_unknown_and_missing_names_have_places(frame: polars.DataFrame) -> None:
+    data = load_table(frame.select("n", "c", "y"), ["y"], name="t")
+    learnt = TablePreprocessor.fit(data)
+    rows = learnt.inputs([{"n": 1, "c": "violet"}, {"n": 1, "c": None}, {"n": 1, "c": "red"}])
+    place = learnt.places["c"][0]
+    assert rows[:2, place].tolist() == [UNKNOWN, ABSENT] and rows[2, place] >= 2
+    assert learnt.layout.categories == (5,) and len(learnt.places["n"]) == 2  # itself, and whether it is missing
+
+
+def test_dates_go_by_their_cycles(frame: polars.DataFrame) -> None:
+    data = load_table(frame.select("d", "y"), ["y"], name="t")
+    learnt = TablePreprocessor.fit(data)
+    assert learnt.columns[0].parts == ["year", "week", "day"] and learnt.layout.numbers == 1
+    circle = learnt.examples(data)[:, 1:].unflatten(1, (3, 2)).square().sum(2)  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(circle, torch.ones_like(circle))
+
+
+@pytest.mark.parametrize(("way", "by"), [("time", "d"), ("group", "c")])
+def test_splits_keep_times_in_order_and_groups_together(frame: polars.DataFrame, way: str, by: str) -> None:
+    data = load_table(frame, ["y"], by=by, name="t")
+    assert by not in data.kinds
+    rest, test = split_by(data, 0.34, 0, way)
+    assert len(rest) + len(test) == N and 0.25 < len(test) / N < 0.4
+    if way == "time":
+        assert rest.by.max() < test.by.min()
+    else:
+        assert not set(rest.by) & set(test.by)
+
+
+def test_a_leak_and_copied_rows_are_pointed_out() -> None:
+    generator = np.random.default_rng(0)
+    y = generator.integers(0, 2, 400)
+    columns = {"fair": generator.normal(size=400), "told": np.where(y == 1, "paid", "due"), "y": y}
+    data = load_table(polars.DataFrame(columns), ["y"], name="t")
+    assert ["'told' alone tells 100.0 %" in note for note in leaks(data)] == [True]
+    value, other = generator.normal(size=2000), generator.normal(size=2000)
+    price = polars.DataFrame({"net": value, "part": value + other, "y": 1.5 * value})
+    assert len(leaks(load_table(price, ["y"], name="t"))) == 1  # net tells all of y, part half of it
+    half = data.subset(torch.arange(200))
+    assert not shared_rows(half, data.subset(torch.arange(200, 400)))
+    assert "50 test rows" in shared_rows(half, data.subset(torch.arange(150, 250)))[0]
+
+
+def test_uneven_classes_are_said() -> None:
+    frame = polars.DataFrame({"a": range(0, 400, 2), "y": ["rare" if i < 5 else "common" for i in range(200)]})
+    assert any("'common' has 195 rows, 'rare' 5" in n for n in load_table(frame, ["y"], name="t").notes)
+
+
+def test_few_whole_numbers_are_classes_unless_said(frame: polars.DataFrame) -> None:
+    graded = frame.with_columns((polars.int_range(N) % 6).alias("y"))
+    data = load_table(graded, ["y"], name="t")
+    assert data.classes == tuple("012345") and any("data.task=regress" in note for note in data.notes)
+    assert load_table(graded, ["y"], task="regress", name="t").task == "regress"
+
+
+def test_no_drift_is_seen_where_there_is_none(frame: polars.DataFrame) -> None:
+    many = polars.concat([frame] * 10).drop("d", "t")
+    data = load_table(many, ["y"], name="t")
+    rest, test = split(data, 0.3, seed=1)
+    assert isinstance(rest, TableData) and isinstance(test, TableData)
+    assert drift(TablePreprocessor.fit(rest).columns, test.frame) == []
+    moved = test.frame.with_columns(polars.col("n") + 2)
+    assert ["n has drifted" in note for note in drift(TablePreprocessor.fit(rest).columns, moved)] == [True]

@@ -1,0 +1,166 @@
+"""What is fitted on held-out answers holds on others, travels with the run, and is told."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import feedfwd as ff
+from feedfwd.cli import main
+from feedfwd.config_decide import DecideConfig
+from feedfwd.config_finetune import FinetuneConfig
+from feedfwd.data.ngrams import ngrams
+from feedfwd.errors import DataError, RunError
+from feedfwd.evaluate.calibration import reliability
+from feedfwd.recipes import finetune as recipe
+from feedfwd.recipes.explain import Memory, explain
+from feedfwd.recipes.held_out import folds
+from feedfwd.recipes.judge import OUTSIDE, UNSURE, Answers, Judgement, fit, judged, lines
+
+CLASSES = ("a", "b", "c", "d")
+
+
+def drawn(n: int, seed: int, sure: float = 3.0) -> Answers:
+    """Logits that are `sure` times too large, and nearness that tells nothing."""
+    generator = np.random.default_rng(seed)
+    y = generator.integers(0, 4, n)
+    z = generator.normal(size=(n, 4))
+    z[np.arange(n), y] += 2.5
+    p = torch.softmax(torch.tensor(2.5 * z), 1).numpy()  # the true posterior: equal variances, means 2.5 apart
+    return Answers(sure * np.log(p), y, generator.normal(0.8, 0.05, n), [f"text {i}" for i in range(n)], range(n))
+
+
+def test_the_promises_hold_over_20_splits() -> None:
+    broken, eces, rejected = 0, [], []
+    for seed in range(20):
+        verdict = fit(drawn(1500, seed), DecideConfig(error=0.05), "here")
+        assert verdict is not None and verdict.temperature == pytest.approx(3, rel=0.12)
+        test = drawn(1500, 1000 + seed)
+        found = judged(verdict, drawn(1500, seed), test, CLASSES)["test"]
+        noise = (0.05 * 0.95 / found["answered"]) ** 0.5
+        broken += found["wrong"] / found["answered"] > 0.05 + 2 * noise
+        right, p = test.logits.argmax(1) == test.targets, verdict.probabilities(test.logits)
+        shown = reliability(p.max(1), right)
+        eces.append(shown["ece"] - shown["ece_if_perfect"])
+        rejected.append(found["rejected"] / found["n"])
+        assert found["answered"] > 0.5 * found["n"]
+    assert broken <= 1 and np.mean(eces) < 0.01
+    assert np.mean(rejected) == pytest.approx(0.05, abs=0.01)
+
+
+def test_a_verdict_travels_as_numbers_and_marks_the_same() -> None:
+    verdict = fit(drawn(600, 0), DecideConfig(), "here")
+    assert verdict is not None
+    again = Judgement.from_json(json.loads(json.dumps(verdict.to_json(), allow_nan=False)))
+    test = drawn(300, 1)
+    assert again.marks(test.logits, test.near) == verdict.marks(test.logits, test.near)
+    far = np.full(300, 0.0)
+    assert verdict.marks(test.logits, far).count(OUTSIDE) > 250
+    assert UNSURE in verdict.marks(test.logits, test.near)
+    assert OUTSIDE not in verdict.marks(test.logits, None)  # a run whose memory is gone still knows when it is unsure
+
+
+def test_what_is_found_is_json_and_told() -> None:
+    held = drawn(800, 0)
+    held.targets[:20] = (held.targets[:20] + 1) % 4
+    verdict = fit(held, DecideConfig(), "the validation part")
+    assert verdict is not None
+    found = json.loads(json.dumps(judged(verdict, held, drawn(500, 1), CLASSES), allow_nan=False))
+    flipped = {f"text {i}" for i in range(20)}
+    assert len({row["text"] for row in found["label_errors"]["listed"][:10]} & flipped) >= 8
+    said = "\n".join(lines(found))
+    assert "the validation part" in said and "at most 0.05 of the answers wrong" in said and "second look" in said
+    hopeless = fit(Answers(np.zeros((60, 2)), np.arange(60) % 2), DecideConfig(), "x")
+    assert hopeless is not None
+    assert "no threshold keeps" in "\n".join(lines(judged(hopeless, drawn(60, 0), drawn(60, 1), CLASSES)))
+    assert fit(drawn(49, 0), DecideConfig(), "too few") is None
+
+
+def test_folds_hold_every_class_in_proportion_and_differ_by_seed() -> None:
+    y = torch.tensor([0] * 53 + [1] * 10 + [2] * 5)
+    fold = folds(y, 5, 0)
+    counts = torch.stack([fold[y == c].bincount(minlength=5) for c in range(3)])
+    assert counts[0].min() >= 10 and counts[1].tolist() == [2] * 5 and counts[2].tolist() == [1] * 5
+    assert not torch.equal(fold, folds(y, 5, 1))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("judge")
+    words = {"card": ["my card is lost", "block this card"], "money": ["send money abroad", "transfer my cash"]}
+    rows = [f"{words[label][i % 2]} number {i},{label}" for i in range(120) for label in words]
+    (folder / "t.csv").write_text("text,label\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    config = FinetuneConfig(source=str(folder / "t.csv")).with_("bag.buckets", 4096).with_("bag.width", 16)
+    recipe.finetune_config(config.with_("train.epochs", 20), folder / "run")
+    return folder / "run"
+
+
+def test_a_run_is_judged_and_predicts_with_it(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = ff.load(run)
+    found = model.result["judgement"]
+    assert found["n"] == 192 and "5 fifths of the training part" in found["fitted_on"]
+    logits = model.outputs(model.rows(["my card is lost"]))
+    p = torch.softmax(logits / found["temperature"], 1).numpy()
+    assert model.predict_proba(["my card is lost"]) == pytest.approx(p, abs=1e-6)
+    answers = model.predict(["my card is lost number 3", "qwertz uiop"], abstain=True)
+    assert answers[1] is None
+    sys.argv = ["feedfwd", "predict", str(run), "qwertz uiop"]
+    main_or_exit()
+    assert capsys.readouterr().out.strip().endswith(OUTSIDE)
+    assert "<h2>When to answer</h2>" in (run / "report.html").read_text(encoding="utf-8")
+
+
+def main_or_exit() -> None:
+    try:
+        main()
+    except SystemExit as stop:
+        assert not stop.code
+
+
+def test_the_pieces_of_a_linear_bag_add_up_to_its_logit(run: Path) -> None:
+    model = ff.load(run)
+    text = "my card is lost"
+    found = explain(model, text)
+    z = model.outputs(model.rows([text]))[0]
+    bias = next(tensor for tensor in model.model.mlp.state_dict().values() if tensor.ndim == 1)
+    best = int(z.argmax())
+    ahead = float(z[best] - z.mean() - (bias[best] - bias.mean()))
+    assert sum(weight for _, weight in found.carried) == pytest.approx(ahead, abs=1e-4)
+    assert found.answer == "card" and "card" in {piece for piece, _ in found.carried}
+    assert len(found.carried) == int(ngrams([text], 4096).lengths[0])
+    assert all(label == "card" for _, label, _ in found.similar) and found.similar[0][2] > 0.8
+
+
+def test_explain_is_said_and_refused_in_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sys.argv = ["feedfwd", "predict", str(run), "my card is lost", "--explain"]
+    main_or_exit()
+    said = capsys.readouterr().out
+    assert said.startswith("card (") and "for it:" in said and "like " in said
+    with pytest.raises(DataError, match="empty"):
+        from feedfwd.recipes.console import Silent
+        from feedfwd.recipes.explain import explain_run
+
+        explain_run(run, " ", Silent())
+
+
+def test_nothing_is_fitted_where_it_is_not_wanted(run: Path, tmp_path: Path) -> None:
+    config = FinetuneConfig(source=str(run.parent / "t.csv")).with_("bag.buckets", 512).with_("bag.width", 4)
+    model = recipe.finetune_config(config.with_("decide.held", 0), tmp_path / "run")
+    assert model.result["judgement"] is None and model.memory is None
+    with pytest.raises(RunError, match="no thresholds"):
+        model.predict(["x"], abstain=True)
+
+
+def test_texts_of_any_kind_are_remembered(tmp_path: Path) -> None:
+    from feedfwd.checkpoint import Run
+
+    folder = Run.create(tmp_path / "r", "x")
+    memory = Memory(torch.randn(3, 4), torch.tensor([0, 1, 0]), ("", "酒店很好", "a\n🙂"))
+    memory.save(folder)
+    again = Memory.load(folder)
+    assert (
+        again is not None and again.texts == memory.texts and torch.allclose(again.vectors, memory.vectors, atol=1e-2)
+    )
