@@ -1,4 +1,4 @@
-"""The verbs that choose by measuring: compare, advise, graph. `cli.py` adds them to the command."""
+"""The verb that chooses by measuring: compare. `cli.py` adds it to the command."""
 
 from pathlib import Path
 from typing import Annotated
