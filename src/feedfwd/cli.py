@@ -151,7 +151,11 @@ def finetune(
         typer.Option(metavar="COLUMN", help="Column of the labels; several of 0 and 1 as A,B,C.  [default: guessed]"),
     ] = None,
     task: Annotated[
-        str | None, typer.Option(metavar="classify|regress", help="What to learn.  [default: by the target column]")
+        str | None,
+        typer.Option(
+            metavar="classify|regress|instruct",
+            help="What to learn; instruct: to answer, from conversations.  [default: by the target column]",
+        ),
     ] = None,
     shots: Annotated[
         int | None, typer.Option(metavar="N", help="Train on N texts of each class alone, drawn by seed.")
@@ -165,12 +169,13 @@ def finetune(
     dry_run: DryRun = False,
     resume: ResumeRun = None,
 ) -> None:
-    """Learn labels or numbers of texts: from a pretrained model, or from scratch."""
+    """Learn labels or numbers of texts, from a pretrained model or from scratch; or to answer, from conversations."""
     from feedfwd.config import parse
     from feedfwd.config_finetune import FinetuneConfig
     from feedfwd.errors import ConfigError
     from feedfwd.recipes import finetune as recipe
     from feedfwd.recipes.console import Terminal
+    from feedfwd.recipes.verbs import verb_of
 
     flags = {
         "source": data,
@@ -192,7 +197,15 @@ def finetune(
                     hint="leave one out",
                 )
             refuse_beside_resume({**flags, "shots": shots}, set_=set_, run=run, config=config)
+            if verb_of(resume) == "instruct":
+                from feedfwd.recipes import instruct
+
+                instruct.resume(resume, terminal, started=STARTED)
+                return
             recipe.resume(resume, terminal, started=STARTED)
+            return
+        if task == "instruct":
+            learn_to_answer(terminal, flags | {"shots": shots}, set_, config, run, dry_run)
             return
         set_ = [*(set_ or []), *([f"data.shots={shots}"] if shots is not None else [])]
         settings = layered(FinetuneConfig, config, set_, flags)
@@ -203,6 +216,30 @@ def finetune(
             recipe.dry_run(chosen, terminal)
         else:
             recipe.finetune_config(chosen, run, terminal, started=STARTED)
+
+
+def learn_to_answer(
+    terminal: Any, flags: dict[str, Any], set_: list[str] | None, config: Path | None, run: Path | None, dry_run: bool
+) -> None:
+    """`feedfwd finetune --task instruct`."""
+    from feedfwd.config import parse
+    from feedfwd.config_instruct import InstructConfig
+    from feedfwd.errors import ConfigError
+    from feedfwd.recipes import instruct
+
+    for name in ("test", "text", "target", "shots"):
+        if flags.pop(name) is not None:
+            raise ConfigError(f"--{name} is for labelled texts, not for --task instruct", hint="leave it out")
+    settings = layered(InstructConfig, config, set_, flags)
+    if "source" not in settings:
+        raise ConfigError("no DATA to train on", hint="try: feedfwd finetune chats.jsonl --task instruct --from RUN")
+    if "pretrained" not in settings:
+        raise ConfigError("--task instruct needs a model that writes already", hint="name one with --from")
+    chosen = parse(InstructConfig, settings)
+    if dry_run:
+        instruct.dry_run(chosen, terminal)
+    else:
+        instruct.instruct_config(chosen, run, terminal, started=STARTED)
 
 
 @app.command()
@@ -270,11 +307,22 @@ def generate(
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of the choices.")] = 0,
 ) -> None:
-    """Write with a language model that `feedfwd pretrain` trained."""
+    """Write with a language model that `pretrain` trained, or answer with one of `finetune --task instruct`."""
+    from feedfwd.errors import ConfigError
     from feedfwd.models.generate import Sampling
+    from feedfwd.recipes.verbs import verb_of
     from feedfwd.recipes.writer import generate_run
 
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+    if verb_of(run) == "instruct":
+        from feedfwd.recipes.chatter import answer_run
+
+        if stop or prompts is not None:
+            raise ConfigError(
+                f"--stop and --prompts are not for {run}, which answers a question", hint="leave them out"
+            )
+        answer_run(run, prompt, write_out, most=tokens, sampling=sampling, seed=seed)
+        return
     generate_run(run, prompt, prompts, write_out, most=tokens, sampling=sampling, stop=stop or [], seed=seed)
 
 

@@ -1,11 +1,14 @@
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+import feedfwd as ff
 from feedfwd.checkpoint import Run
+from feedfwd.cli import main
 from feedfwd.config import parse
 from feedfwd.config_instruct import InstructConfig
 from feedfwd.config_pretrain import PretrainConfig
@@ -205,3 +208,38 @@ def test_an_encoder_cannot_answer(place, tmp_path):
     pretrain_config(said, tmp_path / "masked")
     with pytest.raises(ConfigError, match="can't write"):
         prepare_chats(config(place, pretrained=str(tmp_path / "masked")))
+
+
+def test_the_command_trains_answers_and_refuses(place, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    base = ["finetune", str(place / "chats.jsonl"), "--task", "instruct"]
+    steps = ["--set", "train.steps=2"]
+
+    def call(*argv: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["feedfwd", *argv])
+        try:
+            main()
+        except SystemExit as ended:
+            return int(ended.code or 0)
+        return 0
+
+    assert call(*base, "--from", str(place / "base"), "--run", "run", *steps) == 0
+    assert "report.html" in capsys.readouterr().out
+    assert "<html" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert call("generate", "run", "What colour is sky?", "--tokens", "5") == 0
+    assert isinstance(ff.load("run"), Chatter)
+    capsys.readouterr()
+    for argv, said in (
+        (base, "--from"),
+        ([*base, "--from", "nothing"], "neither a run"),
+        ([*base, "--from", str(place / "base"), "--shots", "3"], "--shots is for labelled texts"),
+        (["generate", "run"], "question"),
+        (["generate", "run", "a", "--stop", "b"], "--stop"),
+        (["predict", "run", "a"], "finetune --task instruct"),
+        (["evaluate", "run"], "finetune --task instruct"),
+        (["finetune", "--resume", "run"], "is finished"),
+        (["pretrain", "--resume", "run"], "finetune --task instruct"),
+    ):
+        assert call(*argv) == 2, argv
+        error = capsys.readouterr().err.strip()
+        assert said in error and "\n" not in error, (argv, error)

@@ -270,7 +270,7 @@ def _sheet(path: Path) -> "polars.DataFrame":
         import fastexcel  # noqa: F401
     except ImportError:
         raise MissingExtra(
-            "reading Excel files needs fastexcel", hint="pip install fastexcel, or save the sheet as .csv"
+            "reading Excel files needs fastexcel", hint='pip install "feedfwd[excel]", or save the sheet as .csv'
         ) from None
     try:
         return polars.read_excel(path)

@@ -61,6 +61,10 @@ def load(run: str | Path) -> Any:
         from feedfwd.recipes.classifier import TextClassifier
 
         return TextClassifier.load(path)
+    if verb == "instruct":
+        from feedfwd.recipes.chatter import Chatter
+
+        return Chatter.load(path)
     if verb == "pretrain":
         from feedfwd.recipes.writer import Writer
 

@@ -1,6 +1,6 @@
 """A model that answers: what `ff.load` gives for a run of `finetune --task instruct`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from feedfwd.config_instruct import InstructConfig
 from feedfwd.data.chats import Turn
 from feedfwd.data.model_tokenizer import ModelTokenizer
 from feedfwd.data.templates import ChatTemplate
-from feedfwd.errors import DataError, RunError
+from feedfwd.errors import ConfigError, DataError, RunError
 from feedfwd.models.generate import Sampling, tokens
 from feedfwd.models.transformer import Transformer, build
 from feedfwd.recipes.pretrained import Pretrained
@@ -104,3 +104,16 @@ class Chatter:
 
     def __repr__(self) -> str:
         return f"Chatter({len(self.model.blocks)} layers, {self.model.width} wide, run={str(self.run)!r})"
+
+
+def answer_run(
+    path: Path, question: str | None, out: Callable[[str], object], *, most: int, sampling: Sampling, seed: int = 0
+) -> None:
+    """`feedfwd generate` of such a run: the answer to a question, as it comes."""
+    if question is None:
+        raise ConfigError(f"{path} answers one question at a time", hint='give it: feedfwd generate RUN "QUESTION"')
+    if most < 1:
+        raise ConfigError(f"--tokens {most} leaves nothing to write", hint="try --tokens 200")
+    for piece in Chatter.load(path).stream(question, most=most, sampling=sampling, seed=seed):
+        out(piece)
+    out("\n")

@@ -9,11 +9,13 @@ USE = {
     "fit": "`feedfwd predict` and `feedfwd evaluate`",
     "finetune": "`feedfwd predict` and `feedfwd evaluate`",
     "pretrain": "`feedfwd generate` and `feedfwd evaluate`",
+    "instruct": "`feedfwd generate`",
 }
+COMMAND = {"instruct": "`feedfwd finetune --task instruct`"}  # where it isn't the verb itself
 
 
 def verb_of(path: Path) -> str:
-    """`fit`, `finetune` or `pretrain`; a run that is none says so by RunError."""
+    """`fit`, `finetune`, `instruct` (finetune's task) or `pretrain`; a run that is none says so by RunError."""
     return str(Run.open(path).about().get("verb"))
 
 
@@ -22,7 +24,8 @@ def opened(path: Path, verb: str) -> Run:
     run = Run.open(path)
     made = str(run.about().get("verb"))
     if made in USE and made != verb:
-        what = f"{path} is a run of `feedfwd {made}`, not of `feedfwd {verb}`"
-        hint = f"it is for {USE[made]}; an interrupted one goes on with: feedfwd {made} --resume {path}"
+        what = f"{path} is a run of {COMMAND.get(made, f'`feedfwd {made}`')}, not of `feedfwd {verb}`"
+        resumed = "finetune" if made == "instruct" else made
+        hint = f"it is for {USE[made]}; an interrupted one goes on with: feedfwd {resumed} --resume {path}"
         raise RunError(what, hint=hint)
     return run
