@@ -153,7 +153,7 @@ def _guessed(names: list[str], where: str, notes: list[str]) -> str:
                 notes.append(f"the target is column {name!r}: --target names another")
                 return name
     shown = ", ".join(names[:30]) + (", …" if len(names) > 30 else "")
-    raise DataError(f"which column of {where} is to be predicted?", hint=f"say --target COLUMN; columns: {shown}")
+    raise DataError(f"nothing says which column of {where} to predict", hint=f"give --target COLUMN; columns: {shown}")
 
 
 def _with_target(
