@@ -301,3 +301,10 @@ def test_a_browser_shows_it_from_a_file_without_complaint(tmp_path, width):
     assert pixels.shape == (3000, width)
     assert (pixels < 128).mean() > 0.005  # something is written
     assert (pixels[:, -12:] > 240).all()  # and nothing sticks out to the right
+
+
+def test_a_calibration_figure_has_the_title_it_is_given() -> None:
+    from feedfwd.report import figures
+
+    bins = [{"low": 0.5, "high": 1.0, "n": 10, "confidence": 0.8, "accuracy": 0.7, "interval": [0.4, 0.9]}]
+    assert figures.calibration_figure(bins, "Before the temperature", "before").title == "Before the temperature"

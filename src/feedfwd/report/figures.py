@@ -179,8 +179,8 @@ def calibration_figure(
         below.xaxis.set_major_formatter(lambda x, _: f"{100 * x:g}%")
         below.set_xlabel("confidence")
 
-    svg = page_svg(draw, "calibration", "share of right answers by confidence", height=3.6, rows=(5, 1))
-    return Figure("Right answers by confidence", svg, (("--first", "measured, 95% interval"), ("--muted", "perfect")))
+    svg = page_svg(draw, name, "share of right answers by confidence", height=3.6, rows=(5, 1))
+    return Figure(title, svg, (("--first", "measured, 95% interval"), ("--muted", "perfect")))
 
 
 def prediction_figure(name: str, points: Points) -> Figure:
