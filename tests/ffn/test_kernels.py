@@ -518,12 +518,14 @@ def test_whole_graph_compiles(make: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("make", LAYERS)
 def test_inductor(make: Any) -> None:
+    torch.manual_seed(0)
     model = nn.Sequential(make(), nn.ReLU(), make())
     x = torch.randn(3, 5, 16)
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True)
     for a, b in zip(grads_of(model, compiled, x), grads_of(model, model, x), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        # Sums are taken in another order: what rounds is as large as the largest summands, not as the sum.
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * max(1.0, float(b.abs().max())))
     y = compiled(x.requires_grad_()).sum()
     with pytest.raises(RuntimeError):
         y.backward(retain_graph=True)
