@@ -69,7 +69,7 @@ def read_table(
         raise DataError(f"{path} is a folder", hint=f"give one file: {FORMS}")
     if not path.exists():
         raise DataError(f"there is no file {source}", hint=f"check the path; texts are read from {FORMS}")
-    columns = _columns(path, labelled)
+    columns = read_columns(path, labelled)
     text_from = _text_column(path, columns, text, target)
     found, told = _targets(path, columns, text_from, target, kinds, labels) if labelled else (None, "")
     usual = text_from in TEXT_NAMES and len(columns) <= (2 if labelled else 1)
@@ -109,18 +109,20 @@ def shared_texts(train: Sequence[str], test: Sequence[str]) -> list[int]:
     >>> shared_texts(["Where is my card?"], ["where is  my card?", "Hello"])
     [0]
     """
-    known = {_folded(text) for text in train}
-    return [i for i, text in enumerate(test) if _folded(text) in known]
+    known = {folded(text) for text in train}
+    return [i for i, text in enumerate(test) if folded(text) in known]
 
 
-def _folded(text: str) -> str:
+def folded(text: str) -> str:
+    """The text but for case and spaces: what repeats it folds to the same."""
     return " ".join(text.casefold().split())
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def _columns(path: Path, labelled: bool) -> dict[str, list[Any]]:
+def read_columns(path: Path, labelled: bool) -> dict[str, list[Any]]:
+    """A file's columns by name; of a .txt the texts, and with `labelled` what follows their last @."""
     import polars
 
     form = path.suffix.lower()
@@ -182,8 +184,8 @@ def _lines(path: Path, labelled: bool) -> dict[str, list[Any]]:
 
 def _text_column(path: Path, columns: dict[str, list[Any]], said: str | None, target: str | None) -> str:
     if said is not None:
-        return _known(path, columns, said, "--text")
-    wordy = [name for name, values in columns.items() if name != target and _wordy(values)]
+        return named_column(path, columns, said, "--text")
+    wordy = [name for name, values in columns.items() if name != target and is_wordy(values)]
     if not wordy:
         raise DataError(f"{path} has no column of text", hint=f"its columns: {', '.join(columns)}")
     for known in TEXT_NAMES:
@@ -195,7 +197,7 @@ def _text_column(path: Path, columns: dict[str, list[Any]], said: str | None, ta
 
 def _target_column(path: Path, columns: dict[str, list[Any]], text: str, said: str | None) -> str:
     if said is not None:
-        if (found := _known(path, columns, said, "--target")) == text:
+        if (found := named_column(path, columns, said, "--target")) == text:
             raise DataError(f"--text and --target are both {found!r}", hint="name two columns")
         return found
     others = [name for name in columns if name != text]
@@ -215,13 +217,14 @@ def _target_column(path: Path, columns: dict[str, list[Any]], text: str, said: s
     return min(repeated, key=lambda name: distinct[name])
 
 
-def _known(path: Path, columns: dict[str, list[Any]], name: str, flag: str) -> str:
+def named_column(path: Path, columns: dict[str, list[Any]], name: str, flag: str) -> str:
+    """The column that a flag names; DataError with the nearest one where there is none."""
     if name not in columns:
         raise DataError(f"{path} has no column {name!r}, which {flag} names", hint=nearest(name, columns))
     return name
 
 
-def _wordy(values: list[Any]) -> bool:
+def is_wordy(values: list[Any]) -> bool:
     """Whether most values of the column are text and not numbers."""
     seen = [v for v in islice(values, 1000) if v is not None and str(v).strip()]
     words = [v for v in seen if isinstance(v, str) and not NUMBER.fullmatch(v.strip())]
@@ -271,7 +274,7 @@ def _flag_columns(
     if "labels" not in kinds:
         return None
     if said is not None and "," in said and said not in columns:
-        flags = [_known(path, columns, name.strip(), "--target") for name in said.split(",")]
+        flags = [named_column(path, columns, name.strip(), "--target") for name in said.split(",")]
         bad = next((name for name in flags if not _are_flags(columns[name])), None)
         if bad is not None:
             what = f"{path}: column {bad!r} does not hold 0 and 1, and --target names several columns"
@@ -373,7 +376,7 @@ def _about_labels(texts: Sequence[str], targets: Sequence[Any], kind: Kind) -> l
         notes.append(f"{bare:,} text{'s have' if bare > 1 else ' has'} no label, which is learnt too")
     said: dict[str, set[Any]] = {}
     for text, target in zip(texts, targets, strict=True):
-        said.setdefault(_folded(text), set()).add(target)
+        said.setdefault(folded(text), set()).add(target)
     if repeated := len(texts) - len(said):
         notes.append(f"{repeated:,} text{'s repeat' if repeated > 1 else ' repeats'} an earlier one")
     if (unsure := sum(len(found) > 1 for found in said.values())) > 0:
