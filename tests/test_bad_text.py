@@ -179,7 +179,7 @@ CASES: list[tuple[str, Make, str]] = [
     ("resume what is no run", command("pretrain", "--resume", "nowhere"), "no run at"),
     ("resume on a changed text", spoilt(
         lambda: Path("text.txt").write_text(TEXT[::-1]), "pretrain", "--resume", "half"
-    ), "has changed"),
+    ), "have changed"),
     ("resume without the text", spoilt(lambda: Path("text.txt").unlink(), "pretrain", "--resume", "half"), "text.txt"),
     ("resume without the tokenizer", spoilt(
         lambda: Path("half/tokenizer.json").unlink(), "pretrain", "--resume", "half"

@@ -166,7 +166,7 @@ def test_a_changed_text_is_not_resumed() -> None:
     with pytest.raises(Interrupted):
         pretrain_config(config(*STATEFUL), Path("run"), StopAt(7))
     Path("text.txt").write_text("something else entirely. " * 200)
-    with pytest.raises(RunError, match="has changed"):
+    with pytest.raises(RunError, match="have changed"):
         resume(Path("run"))
 
 

@@ -3,11 +3,9 @@
 import copy
 import shlex
 import time
-from contextlib import nullcontext
 from dataclasses import replace
-from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -19,23 +17,19 @@ from feedfwd.evaluate.arrays import Floats
 from feedfwd.models import adapt
 from feedfwd.models.bag import Bag
 from feedfwd.models.encoder import Encoder
-from feedfwd.recipes import environment, state
+from feedfwd.recipes import environment
 from feedfwd.recipes.classifier import TOKENIZER, TextClassifier
 from feedfwd.recipes.console import Listener, Silent
 from feedfwd.recipes.held_out import judge
-from feedfwd.recipes.interrupt import Interrupted, graceful
 from feedfwd.recipes.judge import lines
 from feedfwd.recipes.say import said_sets, summary
 from feedfwd.recipes.texts import PreparedTexts, TextPart, prepare_texts
+from feedfwd.recipes.training import Training
 from feedfwd.recipes.verbs import opened
-from feedfwd.report import write_report
 from feedfwd.report.words import duration, number
-from feedfwd.train.averaging import EMA
-from feedfwd.train.loop import Step, train
-from feedfwd.train.progress import Meter, plan_steps, typical
-from feedfwd.train.schedules import build_schedule
+from feedfwd.train.loop import train
+from feedfwd.train.progress import plan_steps, typical
 
-LOGGED = 200  # about so many steps of a run are logged
 WARMUP, TIMED, LONGEST = 3, 30, 5.0  # updates of a trial, and the seconds it may take
 
 
@@ -128,111 +122,50 @@ def tried(p: PreparedTexts) -> float:
     return typical(times, WARMUP)
 
 
-class Finetuning:
+class Finetuning(Training):
     """One training: what `prepare_texts` made, and all that moves and has to be saved."""
 
+    verb: ClassVar[str] = "finetune"
+
     def __init__(self, prepared: PreparedTexts, run: Run, listener: Listener, started: float) -> None:
-        self.p, self.run, self.listener, self.started = prepared, run, listener, started
-        c = prepared.config.train
-        self.steps = prepared.steps
-        self.batches = prepared.batches()
-        self.optimizer = prepared.optimizer(prepared.trained)
-        self.schedule = build_schedule(total=self.steps, **prepared.config.schedule.model_dump())
-        self.ema = EMA(prepared.trained, c.ema) if c.ema else None
-        self.step, self.seconds = 0, prepared.seconds
-        self.evaluate_every = c.evaluate_every or max(1, round(prepared.updates_per_epoch))
+        c = prepared.config
+        super().__init__(
+            run,
+            listener,
+            model=prepared.trained,
+            batches=prepared.batches(),
+            optimizer=prepared.optimizer(prepared.trained),
+            loss=prepared.loss,
+            steps=prepared.steps,
+            updates=c.train,
+            schedule=c.schedule,
+            precision=prepared.precision,
+            source=c.source,
+            fingerprint=prepared.fingerprint,
+            evaluate_every=c.train.evaluate_every or max(1, round(prepared.updates_per_epoch)),
+            started=started,
+            seconds=prepared.seconds,
+        )
+        self.p = prepared
 
     def train(self) -> TextClassifier:
-        p, c = self.p, self.p.config
-        if self.step == 0:
-            sizes = {name: len(part) for name, part in p.parts.items()}
-            self.run.log({"event": "start", "time": time.time(), "source": c.source, "task": p.goal.task, **sizes})
-        self._began = time.perf_counter() - self.seconds
-        meter = Meter(self.steps)
-        log_every = max(1, self.steps // LOGGED)
-        with graceful() as stop:
-            for step in train(
-                p.trained,
-                self.batches,
-                p.loss,
-                self.optimizer,
-                steps=self.steps,
-                schedule=self.schedule,
-                start=self.step,
-                accumulate=c.train.accumulate,
-                precision=p.precision,
-                ema=self.ema,
-            ):
-                self.step, last = step.n, step.n == self.steps
-                meter.update(step)
-                if step.n % log_every == 0 or last:
-                    self._log_step(step, meter)
-                with meter.paused():
-                    if p.validation is not None and (step.n % self.evaluate_every == 0 or last):
-                        self._validate(p.validation)
-                    if not last and (stop.number is not None or step.n % c.train.save_every == 0):
-                        self.save()
-                if stop.number is not None and not last:
-                    where = f"stopped at step {step.n} of {self.steps}"
-                    raise Interrupted(f"{where}; go on with: feedfwd finetune --resume {self.run.path}", stop.number)
-        self._tick()
+        self.begin(self.p.goal.task, {name: len(part) for name, part in self.p.parts.items()})
+        self.updates()
         return self._finish()
 
-    def _tick(self) -> None:
-        """Bring the training's wall clock up to now; it goes on where an interrupted run stopped."""
-        self.seconds = time.perf_counter() - self._began
+    def look(self) -> dict[str, float] | None:
+        return None if self.p.validation is None else self._scores(self.p.validation)[1]
 
-    def _validate(self, part: TextPart) -> None:
-        with self.ema.swapped() if self.ema is not None else nullcontext():
-            scores = self._scores(part)[1]
-        self._tick()
-        self.run.log({"event": "validation", "step": self.step, "scores": scores, "seconds": self.seconds})
+    def settle(self) -> None:
+        self.assess()
+        super().settle()
 
     def _scores(self, part: TextPart) -> tuple[Floats, dict[str, float]]:
         answers = self.p.classifier.answers(part.rows)
         return answers, self.p.goal.scores(answers, part.data.targets)
 
-    def save(self) -> None:
-        """Everything that moves, at an update boundary."""
-        self._tick()
-        tensors, numbers = state.moving(self.p.trained, self.optimizer, self.ema)
-        counters = {
-            "data": self.p.fingerprint,
-            "batches": self.batches.state_dict(),
-            "optimizer": numbers,
-            "seconds": self.seconds,
-        }
-        self.run.save_state(self.step, tensors, counters)
-
-    def restore(self) -> None:
-        """Go back to the newest saved state, or to the beginning where there is none."""
-        found = self.run.load_state()
-        if found is None:
-            self.listener.say(f"{self.run.path} has no saved state yet: starting it again from its settings")
-            return
-        tensors, counters = found
-        if counters["data"] != self.p.fingerprint:
-            raise RunError(
-                f"the training texts of {self.run.path} have changed since it began ({self.p.config.source})",
-                hint="restore them to resume, or start a new run on the new texts",
-            )
-        state.restore(tensors, counters["optimizer"], self.p.trained, self.optimizer, self.ema)
-        self.batches.load_state_dict(counters["batches"])
-        self.step, self.seconds = counters["step"], counters["seconds"]
-        self.listener.say(f"resuming {self.run.path} at step {self.step} of {self.steps}")
-
-    def _log_step(self, step: Step, meter: Meter) -> None:
-        self._tick()
-        now = meter.read()
-        rate = now.examples_per_second if isfinite(now.examples_per_second) else None
-        event = {"event": "step", "step": step.n, "loss": float(step.loss), "lr": step.lr, "grad_norm": None}
-        self.run.log({**event, "examples_per_second": rate, "seconds": self.seconds})
-        self.listener.progress(step.n, self.steps, str(now))
-
     def _finish(self) -> TextClassifier:
         p = self.p
-        if self.ema is not None:
-            p.trained.load_state_dict({k: v for k, v in self.ema.state_dict().items() if k != "updates"}, strict=False)
         if p.pretrained is not None:
             adapt.merge(p.model)
         p.model.eval()
@@ -264,17 +197,7 @@ class Finetuning:
             "test_details": shown,
             "judgement": judgement,
         }
-        self.run.log({"event": "end", "step": self.step, "seconds": self.seconds})
-        write_json(self.run.result_file, result)
-        report = write_report(self.run.path)
-        result["seconds"]["total"] = time.perf_counter() - self.started
-        write_json(self.run.result_file, result)
-        self.run.drop_state()
-        for line in summary(result):
-            self.listener.say(line)
-        for line in lines(judgement) if judgement is not None else []:
-            self.listener.say(line)
-        self.listener.say(f"report: {report}")
+        self.leave(result, lambda result: summary(result) + (lines(judgement) if judgement is not None else []))
         p.classifier.run = self.run.path
         return p.classifier
 

@@ -32,7 +32,6 @@ from feedfwd.recipes.pretrained import Pretrained, load_pretrained
 from feedfwd.recipes.say import said_sets
 from feedfwd.recipes.training import Training
 from feedfwd.recipes.verbs import opened
-from feedfwd.report import write_report
 from feedfwd.report.words import duration, number
 from feedfwd.train.cross_entropy import Gradients
 from feedfwd.train.loop import train
@@ -261,18 +260,17 @@ class Instructing(Training):
             source=c.source,
             fingerprint=p.fingerprint,
             evaluate_every=c.train.evaluate_every or max(1, round(p.steps_per_epoch)),
+            started=started,
             gradients=Gradients(),
         )
-        self.p, self.started = p, started
+        self.p = p
 
     def look(self) -> dict[str, float] | None:
         return None if self.p.validation is None else answer_scores(self.p.model, self.p.validation)
 
     def train(self) -> Chatter:
         p = self.p
-        if self.step == 0:
-            sizes = {"train": len(p.train), "validation": len(p.validation or ())}
-            self.run.log({"event": "start", "time": time.time(), "source": self.source, "task": "instruct", **sizes})
+        self.begin("instruct", {"train": len(p.train), "validation": len(p.validation or ())})
         self.updates()
         if p.config.method != "full":
             lora.unwrap(lora.merge(p.model))
@@ -299,13 +297,7 @@ class Instructing(Training):
             "command": command(p.config),
             "environment": environment.describe(p.device, p.precision),
         }
-        self.run.log({"event": "end", "step": self.step, "seconds": self.seconds})
-        write_json(self.run.result_file, result)
-        report = write_report(self.run.path)
-        self.run.drop_state()
-        for line in summary(result):
-            self.listener.say(line)
-        self.listener.say(f"report: {report}")
+        self.leave(result, summary)
         return chatter
 
 

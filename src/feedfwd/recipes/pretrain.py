@@ -3,41 +3,36 @@
 import math
 import statistics
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
-from feedfwd.checkpoint import FORMAT, Run, write_json, write_text
+from feedfwd.checkpoint import FORMAT, Run, write_text
 from feedfwd.config import parse
 from feedfwd.config_pretrain import PretrainConfig
 from feedfwd.data.tokenizer import TextTokenizer
 from feedfwd.errors import RunError
-from feedfwd.recipes import environment, state
+from feedfwd.recipes import environment
 from feedfwd.recipes.console import Listener, Silent
-from feedfwd.recipes.interrupt import Interrupted, graceful
 from feedfwd.recipes.memory import memory
 from feedfwd.recipes.pace import EVALUATIONS, FEW, Look, Pace, again_at, planned, replanned, scored
 from feedfwd.recipes.samples import judge, sample
 from feedfwd.recipes.say_text import command, cost, headline, overview, summary
 from feedfwd.recipes.text import PreparedText, prepare_text, too_short, tried
+from feedfwd.recipes.training import Training, finite
 from feedfwd.recipes.verbs import opened
 from feedfwd.recipes.writer import TOKENIZER, Writer
-from feedfwd.report import write_report
-from feedfwd.train.averaging import EMA
 from feedfwd.train.cross_entropy import Gradients
-from feedfwd.train.loop import Step, train
 from feedfwd.train.losses import build_loss
 from feedfwd.train.precision import products
-from feedfwd.train.progress import Meter, clock, typical
+from feedfwd.train.progress import Progress, clock, typical
 from feedfwd.train.rate import matrix_rate
-from feedfwd.train.schedules import build_schedule
 
-LOGGED = 200  # about so many steps of a run are logged
 UNTIMED = 9  # first updates, which allocate, compile and fill caches
 
 
@@ -106,85 +101,51 @@ def resume(path: Path, listener: Listener | None = None, *, started: float | Non
         return pretraining.train()
 
 
-class Pretraining:
+class Pretraining(Training):
     """One training: what `prepare_text` made, and all that moves and has to be saved."""
 
+    verb: ClassVar[str] = "pretrain"
+
     def __init__(self, prepared: PreparedText, run: Run, listener: Listener, started: float) -> None:
-        self.p, self.run, self.listener, self.started = prepared, run, listener, started
-        c = prepared.config.train
-        self.batches = prepared.batches()
-        self.optimizer = prepared.optimizer()
-        self.ema = EMA(prepared.model, c.ema) if c.ema else None
-        self.step, self.seconds = 0, 0.0
+        c = prepared.config
+        super().__init__(
+            run,
+            listener,
+            model=prepared.model,
+            batches=prepared.batches(),
+            optimizer=prepared.optimizer(),
+            loss=build_loss("cross_entropy"),
+            steps=prepared.steps,
+            updates=c.train,
+            schedule=c.schedule,
+            precision=prepared.precision,
+            source=prepared.corpus.name,
+            fingerprint=prepared.fingerprint,
+            evaluate_every=_looks(c, prepared.steps),
+            started=started,
+            gradients=Gradients(c.train.z_loss),
+        )
+        self.p = prepared
         self.pace: Pace | None = None  # where the plan is to be made once more
         self.notes: list[str] = []
-
-    @property
-    def steps(self) -> int:
-        return self.p.steps
-
-    @property
-    def evaluate_every(self) -> int:
-        return self.p.config.train.evaluate_every or max(1, self.steps // EVALUATIONS)
 
     # --- the policy -------------------------------------------------------------------------------------------------
 
     def train(self) -> Writer:
-        p, c = self.p, self.p.config
+        p = self.p
         if self.step == 0:
             self.notes = too_short(p)
             for note in self.notes:
                 self.listener.say(f"note: {note}")
-            parts = {"train": sum(map(len, p.train)), "validation": sum(map(len, p.held_out))}
-            self.run.log({"event": "start", "time": time.time(), "source": p.corpus.name, "task": "language", **parts})
-        self._began = time.perf_counter() - self.seconds
-        self._meter = Meter(self.steps)
-        durations: list[float] = []
-        again = None if self.pace is None else again_at(c)
-        with graceful() as stop:
-            last_end = time.perf_counter()
-            for step in self._updates():
-                durations.append(time.perf_counter() - last_end)
-                self.step, last = step.n, step.n == self.steps
-                self._meter.update(step)
-                if step.n % max(1, self.steps // LOGGED) == 0 or last:
-                    self._log_step(step)
-                with self._meter.paused():
-                    if step.n % self.evaluate_every == 0 and not last:
-                        self._look()
-                    if step.n == again:
-                        self._plan_again(durations[UNTIMED:])
-                    if not last and (stop.number is not None or step.n == again or step.n % c.train.save_every == 0):
-                        self.save()
-                if stop.number is not None and not last:
-                    where = f"stopped at step {step.n} of {self.steps}"
-                    raise Interrupted(f"{where}; go on with: feedfwd pretrain --resume {self.run.path}", stop.number)
-                last_end = time.perf_counter()
-        self._tick()
-        return self._finish(typical(durations, UNTIMED) if durations else math.nan)
+        self.begin("language", {"train": sum(map(len, p.train)), "validation": sum(map(len, p.held_out))})
+        self.again = None if self.pace is None else again_at(p.config)
+        self.updates()
+        return self._finish(typical(self.durations, UNTIMED) if self.durations else math.nan)
 
-    def _updates(self) -> Iterator[Step]:
-        """All updates still to do, also where their number and the schedule change on the way."""
-        p, c = self.p, self.p.config
-        while self.step < self.steps:
-            steps = self.steps
-            for step in train(
-                p.model,
-                self.batches,
-                build_loss("cross_entropy"),
-                self.optimizer,
-                steps=steps,
-                schedule=build_schedule(total=steps, **self.p.config.schedule.model_dump()),
-                start=self.step,
-                accumulate=c.train.accumulate,
-                clip=c.train.clip,
-                precision=p.precision,
-                ema=self.ema,
-                gradients=Gradients(c.train.z_loss),
-            ):
-                yield step
-                if self.steps != steps:
-                    break
+    def between(self) -> bool:
+        if self.step == self.again:
+            self._plan_again(self.durations[UNTIMED:])
+        return self.step == self.again
 
     def _plan_again(self, durations: Sequence[float]) -> None:
         """Settle how many updates fit into the minutes, by what the first ones took."""
@@ -193,79 +154,49 @@ class Pretraining:
         if pace is not None and len(durations) >= FEW:
             pace = replace(pace, update=statistics.fmean(durations))
             more = pace.updates(self.seconds, self.evaluate_every, c.train.save_every)
-            self.p = replace(self.p, config=replanned(c, self.step, more))
-            self._meter.total = self.steps
+            c = replanned(c, self.step, more)
+            self.p = replace(self.p, config=c)
+            self.steps, self.schedule, self.evaluate_every = self.p.steps, c.schedule, _looks(c, self.p.steps)
             self.run.write_settings("pretrain", self.p.frozen().model_dump(exclude_none=True))
             self.run.log({"event": "plan", "step": self.step, "steps": self.steps, "seconds": self.seconds})
             self.listener.say(f"step {self.step:,}: {self.steps:,} updates will fit into the minutes given")
         self.pace = None
 
-    def _tick(self) -> None:
-        """Bring the training's wall clock up to now; it goes on where an interrupted run stopped."""
-        self.seconds = time.perf_counter() - self._began
-
-    def _look(self) -> None:
-        """See, and say, how well it does and what it writes by now."""
-        with self.ema.swapped() if self.ema is not None else nullcontext():
-            look = Look.at(self.p)
+    def look(self) -> dict[str, float]:
+        self._looked = Look.at(self.p)
         if self.pace is not None:
-            self.pace = replace(self.pace, look=look.seconds, final=look.final)
-        self._tick()
-        self.run.log({"event": "validation", "step": self.step, "scores": look.scores, "seconds": self.seconds})
-        shown = ""
-        if look.text is not None:
-            self.run.log({"event": "sample", "step": self.step, **look.text})
-            shown = "  " + repr(look.text["prompt"][-40:] + look.text["text"])
-        self.listener.say(f"step {self.step:,}: held-out {headline(look.scores)}{shown}")
+            self.pace = replace(self.pace, look=self._looked.seconds, final=self._looked.final)
+        return self._looked.scores
+
+    def seen(self, scores: dict[str, float]) -> bool:
+        """Say how well it does and what it writes by now."""
+        shown, text = "", self._looked.text
+        if text is not None:
+            self.run.log({"event": "sample", "step": self.step, **text})
+            shown = "  " + repr(text["prompt"][-40:] + text["text"])
+        self.listener.say(f"step {self.step:,}: held-out {headline(scores)}{shown}")
+        return False
 
     # --- the state --------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Everything that moves, at an update boundary."""
-        self._tick()
-        tensors, numbers = state.moving(self.p.model, self.optimizer, self.ema)
-        counters = {
-            "data": self.p.fingerprint,
-            "batches": self.batches.state_dict(),
-            "optimizer": numbers,
-            "seconds": self.seconds,
-            "pace": None if self.pace is None else asdict(self.pace),
-            "notes": self.notes,
-        }
-        self.run.save_state(self.step, tensors, counters)
+        super().save()
         if self.pace is not None:
             self.pace = replace(self.pace, save=time.perf_counter() - self._began - self.seconds)
 
-    def restore(self) -> None:
-        """Go back to the newest saved state, or to the beginning where there is none."""
-        found = self.run.load_state()
-        if found is None:
-            self.listener.say(f"{self.run.path} has no saved state yet: starting it again from its settings")
-            return
-        tensors, counters = found
-        if counters["data"] != self.p.fingerprint:
-            raise RunError(
-                f"the text or the tokenizer of {self.run.path} has changed since it began ({self.p.corpus.name})",
-                hint="restore it to resume, or start a new run on the new text",
-            )
-        state.restore(tensors, counters["optimizer"], self.p.model, self.optimizer, self.ema)
-        self.batches.load_state_dict(counters["batches"])
-        self.step, self.seconds, self.notes = counters["step"], counters["seconds"], counters.get("notes", [])
+    def counters(self) -> dict[str, Any]:
+        return {"pace": None if self.pace is None else asdict(self.pace), "notes": self.notes}
+
+    def recall(self, counters: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        self.notes = counters.get("notes", [])
         self.pace = Pace(**pace) if (pace := counters.get("pace")) else None
-        self.listener.say(f"resuming {self.run.path} at step {self.step} of {self.steps}")
 
     # --- what is said and left behind -------------------------------------------------------------------------------
 
-    def _log_step(self, step: Step) -> None:
-        self._tick()
-        now = self._meter.read()
-        norm = None if step.grad_norm is None else float(step.grad_norm)
-        speed = now.examples_per_second * self.p.config.data.row
-        rate = speed if isfinite(speed) else None
-        event = {"event": "step", "step": step.n, "loss": float(step.loss), "lr": step.lr, "grad_norm": norm}
-        self.run.log({**event, "tokens_per_second": rate, "seconds": self.seconds})
-        left = "" if rate is None else f"  {rate:,.0f} tokens/s  {clock(now.eta)} left"
-        self.listener.progress(step.n, self.steps, f"loss {now.loss:.4f}{left}")
+    def rate(self, now: Progress) -> tuple[dict[str, float | None], str]:
+        speed = finite(now.examples_per_second * self.p.config.data.row)
+        left = "" if speed is None else f"  {speed:,.0f} tokens/s  {clock(now.eta)} left"
+        return {"tokens_per_second": speed}, f"loss {now.loss:.4f}{left}"
 
     def _speed(self, per_step: float) -> dict[str, float | None]:
         """Tokens a second, FLOPs a token, and `mfu`: the share of the matrix rate that training reached.
@@ -289,9 +220,6 @@ class Pretraining:
 
     def _finish(self, per_step: float) -> Writer:
         p = self.p
-        if self.ema is not None:
-            p.model.load_state_dict({k: v for k, v in self.ema.state_dict().items() if k != "updates"}, strict=False)
-        p.model.eval()
         scores = scored(p)
         self.run.log({"event": "validation", "step": self.step, "scores": scores, "seconds": self.seconds})
         written: dict[str, Any] = {}
@@ -318,13 +246,10 @@ class Pretraining:
             "command": command(p.config),
             "environment": environment.describe(p.device, p.precision),
         }
-        self.run.log({"event": "end", "step": self.step, "seconds": self.seconds})
-        write_json(self.run.result_file, result)
-        report = write_report(self.run.path)
-        result["seconds"]["total"] = time.perf_counter() - self.started
-        write_json(self.run.result_file, result)
-        self.run.drop_state()
-        for line in summary(result):
-            self.listener.say(line)
-        self.listener.say(f"report: {report}")
+        self.leave(result, summary)
         return Writer(p.model, p.tokenizer, p.config, self.run.path)
+
+
+def _looks(config: PretrainConfig, steps: int) -> int:
+    """Updates from one evaluation to the next."""
+    return config.train.evaluate_every or max(1, steps // EVALUATIONS)

@@ -1,29 +1,31 @@
 """The policy around the loop that recipes share: when to log, to look, to save, and how to stop and go on.
 
-A recipe derives from `Training`, says what is its own (`look`, `counters`), and finishes what `updates` leaves.
+A recipe derives from `Training`, says what is its own (`look`, `seen`, `between`, `counters`), runs `updates`, scores
+what they leave, and hands the result to `leave`.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from math import isfinite
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
-from feedfwd.checkpoint import Run
+from feedfwd.checkpoint import Run, write_json
 from feedfwd.config import ScheduleConfig, UpdatesConfig
 from feedfwd.data.batches import Batch
 from feedfwd.errors import RunError
 from feedfwd.recipes import state
 from feedfwd.recipes.console import Listener
 from feedfwd.recipes.interrupt import Interrupted, graceful
+from feedfwd.report import write_report
 from feedfwd.train.averaging import EMA
 from feedfwd.train.loop import Step, autograd, train
 from feedfwd.train.losses import Loss
 from feedfwd.train.optimizers import Optimizer
 from feedfwd.train.precision import Precision
-from feedfwd.train.progress import Meter
+from feedfwd.train.progress import Meter, Progress
 from feedfwd.train.schedules import build_schedule
 
 LOGGED = 200  # about so many steps of a run are logged
@@ -57,16 +59,18 @@ class Training:
         source: str,
         fingerprint: Any,
         evaluate_every: int,
+        started: float,
         gradients: Callable[..., Tensor] = autograd,
         seconds: float = 0.0,
     ) -> None:
-        self.run, self.listener = run, listener
+        self.run, self.listener, self.started = run, listener, started
         self.model, self.batches, self.optimizer, self.loss = model, batches, optimizer, loss
         self.steps, self.config, self.precision, self.gradients = steps, updates, precision, gradients
-        self.schedule = build_schedule(total=steps, **schedule.model_dump())
+        self.schedule = schedule
         self.source, self.fingerprint, self.evaluate_every = source, fingerprint, evaluate_every
         self.ema = EMA(model, updates.ema) if updates.ema else None
         self.step, self.seconds = 0, seconds  # done so far
+        self.durations: list[float] = []  # seconds of each update since this process began, nothing beside it counted
 
     # --- what a recipe says -------------------------------------------------------------------------------------------
 
@@ -74,26 +78,79 @@ class Training:
         """Scores on what is held back; None where nothing is."""
         return None
 
+    def seen(self, scores: dict[str, float]) -> bool:
+        """What a recipe makes of scores on the way, the averages still in place; True: it is enough, stop here."""
+        return False
+
+    def between(self) -> bool:
+        """What a recipe does after an update, beside looking; True: save now."""
+        return False
+
+    def rate(self, now: Progress) -> tuple[dict[str, float | None], str]:
+        """How fast it goes, for the log, and all that the bar says."""
+        return {"examples_per_second": finite(now.examples_per_second)}, str(now)
+
+    def settle(self) -> None:
+        """Give the model the weights to keep: the moving average where there is one."""
+        if self.ema is not None:
+            averages = {name: value for name, value in self.ema.state_dict().items() if name != "updates"}
+            self.model.load_state_dict(averages, strict=False)
+
     def counters(self) -> dict[str, Any]:
         """Numbers of the recipe's own that a saved state keeps; `recall` gets them back."""
         return {}
 
-    def recall(self, counters: dict[str, Any]) -> None: ...
+    def tensors(self) -> dict[str, Tensor]:
+        """Tensors of the recipe's own, by `part.name`, as well."""
+        return {}
+
+    def recall(self, counters: dict[str, Any], tensors: dict[str, Tensor]) -> None: ...
 
     # --- the policy ---------------------------------------------------------------------------------------------------
+
+    def begin(self, task: str, sizes: Mapping[str, int]) -> None:
+        """The log's first line, where no update has been done."""
+        if self.step == 0:
+            self.run.log({"event": "start", "time": time.time(), "source": self.source, "task": task, **sizes})
 
     def updates(self) -> None:
         """All updates still to do; then the model holds the weights to keep."""
         self._began = time.perf_counter() - self.seconds
         meter = Meter(self.steps)
         with graceful() as stop:
+            ended = time.perf_counter()
+            for step in self._steps():
+                self.durations.append(time.perf_counter() - ended)
+                self.step, last = step.n, step.n == self.steps
+                meter.update(step)
+                if step.n % max(1, self.steps // LOGGED) == 0 or last:
+                    self._log_step(step, meter)
+                with meter.paused():
+                    if step.n % self.evaluate_every == 0 and not last and self.assess():
+                        break
+                    due = self.between() or step.n % self.config.save_every == 0 or stop.number is not None
+                    meter.total = self.steps
+                    if due and not last:
+                        self.save()
+                if stop.number is not None and not last:
+                    where = f"stopped at step {step.n} of {self.steps}"
+                    raise Interrupted(f"{where}; go on with: feedfwd {self.verb} --resume {self.run.path}", stop.number)
+                ended = time.perf_counter()
+        self._tick()
+        self.settle()
+        self.model.eval()
+
+    def _steps(self) -> Iterator[Step]:
+        """All updates still to do, also where their number changes on the way, and with it the schedule."""
+        while self.step < self.steps:
+            steps = self.steps
             for step in train(
                 self.model,
                 self.batches,
                 self.loss,
                 self.optimizer,
-                steps=self.steps,
-                schedule=self.schedule,
+                steps=steps,
+                schedule=build_schedule(total=steps, **self.schedule.model_dump()),
                 start=self.step,
                 accumulate=self.config.accumulate,
                 clip=self.config.clip,
@@ -101,34 +158,23 @@ class Training:
                 ema=self.ema,
                 gradients=self.gradients,
             ):
-                self.step, last = step.n, step.n == self.steps
-                meter.update(step)
-                if step.n % max(1, self.steps // LOGGED) == 0 or last:
-                    self._log_step(step, meter)
-                with meter.paused():
-                    if step.n % self.evaluate_every == 0 and not last:
-                        self._look()
-                    if not last and (stop.number is not None or step.n % self.config.save_every == 0):
-                        self.save()
-                if stop.number is not None and not last:
-                    where = f"stopped at step {step.n} of {self.steps}"
-                    raise Interrupted(f"{where}; go on with: feedfwd {self.verb} --resume {self.run.path}", stop.number)
-        self._tick()
-        if self.ema is not None:
-            averages = {name: value for name, value in self.ema.state_dict().items() if name != "updates"}
-            self.model.load_state_dict(averages, strict=False)
-        self.model.eval()
+                yield step
+                if self.steps != steps:
+                    break
+
+    def assess(self) -> bool:
+        """Score what is held back, by the averages; True when it is time to stop early."""
+        with self.averaged():
+            scores = self.look()
+            self._tick()
+            if scores is None:
+                return False
+            self.run.log({"event": "validation", "step": self.step, "scores": scores, "seconds": self.seconds})
+            return self.seen(scores)
 
     def averaged(self) -> AbstractContextManager[Any]:
         """The moving average's weights in place of the model's, where there is one."""
         return nullcontext() if self.ema is None else self.ema.swapped()
-
-    def _look(self) -> None:
-        with self.averaged():
-            scores = self.look()
-        self._tick()
-        if scores is not None:
-            self.run.log({"event": "validation", "step": self.step, "scores": scores, "seconds": self.seconds})
 
     def _tick(self) -> None:
         """Bring the training's wall clock up to now; it goes on where an interrupted run stopped."""
@@ -138,10 +184,10 @@ class Training:
         self._tick()
         now = meter.read()
         norm = None if step.grad_norm is None else float(step.grad_norm)
-        rate = now.examples_per_second if isfinite(now.examples_per_second) else None
+        speed, shown = self.rate(now)
         event = {"event": "step", "step": step.n, "loss": float(step.loss), "lr": step.lr, "grad_norm": norm}
-        self.run.log({**event, "examples_per_second": rate, "seconds": self.seconds})
-        self.listener.progress(step.n, self.steps, str(now))
+        self.run.log({**event, **speed, "seconds": self.seconds})
+        self.listener.progress(step.n, self.steps, shown)
 
     # --- the state ----------------------------------------------------------------------------------------------------
 
@@ -155,7 +201,7 @@ class Training:
             "optimizer": numbers,
             "seconds": self.seconds,
         }
-        self.run.save_state(self.step, tensors, counters | self.counters())
+        self.run.save_state(self.step, tensors | self.tensors(), counters | self.counters())
 
     def restore(self) -> None:
         """Go back to the newest saved state, or to the beginning where there is none."""
@@ -172,5 +218,23 @@ class Training:
         state.restore(tensors, counters["optimizer"], self.model, self.optimizer, self.ema)
         self.batches.load_state_dict(counters["batches"])
         self.step, self.seconds = counters["step"], counters["seconds"]
-        self.recall(counters)
+        self.recall(counters, tensors)
         self.listener.say(f"resuming {self.run.path} at step {self.step} of {self.steps}")
+
+    # --- what is left behind ------------------------------------------------------------------------------------------
+
+    def leave(self, result: dict[str, Any], summary: Callable[[dict[str, Any]], list[str]]) -> None:
+        """The result, the report made from it, and both in words; then the state to resume from goes."""
+        self.run.log({"event": "end", "step": self.step, "seconds": self.seconds})
+        write_json(self.run.result_file, result)
+        report = write_report(self.run.path)
+        result["seconds"]["total"] = time.perf_counter() - self.started
+        write_json(self.run.result_file, result)
+        self.run.drop_state()
+        for line in summary(result):
+            self.listener.say(line)
+        self.listener.say(f"report: {report}")
+
+
+def finite(number: float) -> float | None:
+    return number if isfinite(number) else None
