@@ -14,7 +14,9 @@ from feedfwd.config_instruct import InstructConfig
 from feedfwd.config_pretrain import PretrainConfig
 from feedfwd.data.conversations import ChatBatches
 from feedfwd.errors import ConfigError, DataError, RunError
+from feedfwd.models.apart import Apart
 from feedfwd.models.generate import Sampling
+from feedfwd.models.transformer import build
 from feedfwd.recipes.chatter import Chatter
 from feedfwd.recipes.console import Silent
 from feedfwd.recipes.instruct import answer_scores, dry_run, instruct_config, prepare_chats, resume
@@ -98,15 +100,25 @@ def gradients(model, batches, accumulate: int) -> tuple[float, dict[str, torch.T
     return float(step.loss), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def test_the_loss_is_the_same_however_the_batch_is_split_or_padded(place):
-    p = prepare_chats(config(place))
+@pytest.mark.parametrize("positions", ["rope", "learned"])
+def test_the_loss_is_the_same_however_the_batch_is_split_padded_or_packed(place, tmp_path, positions):
+    said = [row | ({"prompt": "?"} if i % 3 else {"completion": 4 * row["completion"]}) for i, row in enumerate(chats())]
+    (tmp_path / "mixed.jsonl").write_text("\n".join(map(json.dumps, said)), encoding="utf-8")
+    p = prepare_chats(config(place, source=str(tmp_path / "mixed.jsonl")))
+    if positions == "learned":
+        torch.manual_seed(0)
+        p.model = build(p.model.settings | {"positions": "learned", "norm_kind": "layer", "bias": "all"})
     rows = torch.arange(12)
     whole = gradients(p.model, [p.train.batch(rows)], 1)
     split = gradients(p.model, [p.train.batch(part) for part in torch.split(rows, [1, 7, 4])], 3)
     batch = p.train.batch(rows)
     wider = type(batch)(*(F.pad(part, (0, 9)) for part in (batch.inputs, batch.targets, batch.weights)))
     padded = gradients(p.model, [wider], 1)
-    for loss, found in (split, padded):
+    assert p.train.packed(rows).inputs.shape[0] < 9
+    packed = [p.train.packed(part) for part in torch.split(rows, [5, 1, 6])]
+    loss, named = gradients(Apart(p.model), packed, 3)
+    packed = loss, {name.removeprefix("model."): gradient for name, gradient in named.items()}
+    for loss, found in (split, padded, packed):
         assert loss == pytest.approx(whole[0], abs=1e-5)
         for name, gradient in whole[1].items():
             torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5)
@@ -136,9 +148,10 @@ def test_a_question_asked_twice_is_not_split_over_the_parts(place, tmp_path):
     assert len(p.train) + len(p.held_back) == len(rows)
 
 
-def test_batches_go_on_where_they_were(place):
+@pytest.mark.parametrize("packing", [False, True])
+def test_batches_go_on_where_they_were(place, packing):
     p = prepare_chats(config(place))
-    stream, again = (ChatBatches(p.train, 4, seed=3) for _ in range(2))
+    stream, again = (ChatBatches(p.train, 4, seed=3, packing=packing) for _ in range(2))
     for _ in range(5):
         next(stream)
     again.load_state_dict(stream.state_dict())
@@ -166,6 +179,15 @@ def test_resuming_gives_the_same_bits(place, tmp_path, monkeypatch):
         assert torch.equal(a, b)
     with pytest.raises(RunError, match="finished"):
         resume(tmp_path / "cut")
+
+
+def test_packing_changes_no_update(place, tmp_path):
+    settings = {"train__steps": 3, "train__batch_size": 100}  # all of them, so that the batches are alike
+    packed, padded = (
+        instruct_config(config(place, **settings, chat__packing=on), tmp_path / str(on)) for on in (True, False)
+    )
+    assert packed.result["validation"]["loss"] == pytest.approx(padded.result["validation"]["loss"], abs=1e-4)
+    assert 0 < packed.result["examples_per_second"] < 1e6
 
 
 class Lines(Silent):

@@ -268,11 +268,21 @@ class Transformer(nn.Module):
         return y
 
     def hidden(
-        self, ids: Tensor, documents: Tensor | None = None, *, lengths: Lengths = None, types: Tensor | None = None
+        self,
+        ids: Tensor,
+        documents: Tensor | None = None,
+        *,
+        lengths: Lengths = None,
+        types: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:  # (B, T) -> (B, T, W)
-        """The last states: what `head` is applied to."""
+        """The last states: what `head` is applied to.
+
+        `positions` (B, T) are those that were learned, where they aren't a row's own; rotary ones turn by differences
+        alone, so that `documents` suffice for texts that share a row.
+        """
         self.check(ids)
-        x = self.embed(ids, torch.arange(ids.shape[1], device=ids.device), types)
+        x = self.embed(ids, torch.arange(ids.shape[1], device=ids.device) if positions is None else positions, types)
         if documents is None and self.end is not None:
             documents = documents_of(ids, self.end)
         documents = self._apart(ids, documents, lengths)

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import shlex
+import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from feedfwd.checkpoint import FORMAT, Run, write_json, write_text
 from feedfwd.config import parse
@@ -22,6 +24,7 @@ from feedfwd.data.templates import ChatTemplate, chat_template
 from feedfwd.errors import ConfigError, RunError
 from feedfwd.ffn import lora
 from feedfwd.models import adapt
+from feedfwd.models.apart import Apart
 from feedfwd.models.generate import Sampling, tokens
 from feedfwd.models.transformer import Transformer, build
 from feedfwd.recipes import environment
@@ -38,7 +41,7 @@ from feedfwd.train.loop import train
 from feedfwd.train.losses import build_loss
 from feedfwd.train.optimizers import Optimizer, build_optimizer
 from feedfwd.train.precision import Precision, choose, products
-from feedfwd.train.progress import plan_steps, typical
+from feedfwd.train.progress import WINDOW, Progress, clock, plan_steps, typical
 
 WARMUP, TIMED, LONGEST = 1, 5, 10.0  # updates of a trial, and the seconds it may take
 SHOWN = 4  # held-back questions that are answered at the end
@@ -61,8 +64,14 @@ class PreparedChats:
     fingerprint: str
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def trained(self) -> nn.Module:
+        """What an update runs."""
+        return Apart(self.model) if self.config.chat.packing else self.model
+
     def batches(self) -> ChatBatches:
-        return ChatBatches(self.train, self.config.train.batch_size, seed=self.config.seed)
+        c = self.config
+        return ChatBatches(self.train, c.train.batch_size, seed=c.seed, packing=c.chat.packing)
 
     def optimizer(self) -> Optimizer:
         return build_optimizer(self.model, **self.config.optimizer.model_dump())
@@ -227,7 +236,7 @@ def tried(p: PreparedChats) -> float:
     before = {name: tensor.clone() for name, tensor in p.model.state_dict().items()}
     times, last = [], time.perf_counter()
     for _ in train(
-        p.model, p.batches(), build_loss("cross_entropy"), p.optimizer(), steps=WARMUP + TIMED,
+        p.trained, p.batches(), build_loss("cross_entropy"), p.optimizer(), steps=WARMUP + TIMED,
         accumulate=p.config.train.accumulate, precision=p.precision, gradients=Gradients(),
     ):  # fmt: skip
         now = time.perf_counter()
@@ -249,7 +258,7 @@ class Instructing(Training):
         super().__init__(
             run,
             listener,
-            model=p.model,
+            model=p.trained,
             batches=p.batches(),
             optimizer=p.optimizer(),
             loss=build_loss("cross_entropy"),
@@ -264,6 +273,12 @@ class Instructing(Training):
             gradients=Gradients(),
         )
         self.p = p
+
+    def rate(self, now: Progress) -> tuple[dict[str, float | None], str]:
+        c = self.p.config.train
+        speed = c.batch_size * c.accumulate / statistics.fmean(self.durations[-WINDOW:])
+        left = "" if math.isnan(now.eta) else f"  {clock(now.eta)} left"
+        return {"examples_per_second": speed}, f"loss {now.loss:.4f}  {speed:,.1f} conversations/s{left}"
 
     def look(self) -> dict[str, float] | None:
         return None if self.p.validation is None else answer_scores(self.p.model, self.p.validation)
