@@ -102,7 +102,9 @@ def gradients(model, batches, accumulate: int) -> tuple[float, dict[str, torch.T
 
 @pytest.mark.parametrize("positions", ["rope", "learned"])
 def test_the_loss_is_the_same_however_the_batch_is_split_padded_or_packed(place, tmp_path, positions):
-    said = [row | ({"prompt": "?"} if i % 3 else {"completion": 4 * row["completion"]}) for i, row in enumerate(chats())]
+    said = [
+        row | ({"prompt": "?"} if i % 3 else {"completion": 4 * row["completion"]}) for i, row in enumerate(chats())
+    ]
     (tmp_path / "mixed.jsonl").write_text("\n".join(map(json.dumps, said)), encoding="utf-8")
     p = prepare_chats(config(place, source=str(tmp_path / "mixed.jsonl")))
     if positions == "learned":
