@@ -153,8 +153,9 @@ def finetune(
     task: Annotated[
         str | None,
         typer.Option(
-            metavar="classify|regress|instruct",
-            help="What to learn; instruct: to answer, from conversations.  [default: by the target column]",
+            metavar="classify|regress|embed|rank|instruct",
+            help="What to learn; embed: vectors of texts, rank: which answer fits a query, both from pairs of texts; "
+            "instruct: to answer, from conversations.  [default: by the target column]",
         ),
     ] = None,
     shots: Annotated[
@@ -202,10 +203,18 @@ def finetune(
 
                 instruct.resume(resume, terminal, started=STARTED)
                 return
+            if verb_of(resume) == "embed":
+                from feedfwd.recipes import embed
+
+                embed.resume(resume, terminal, started=STARTED)
+                return
             recipe.resume(resume, terminal, started=STARTED)
             return
         if task == "instruct":
             learn_to_answer(terminal, flags | {"shots": shots}, set_, config, run, dry_run)
+            return
+        if task == "embed":
+            learn_from_pairs(terminal, flags | {"shots": shots}, set_, config, run, dry_run)
             return
         set_ = [*(set_ or []), *([f"data.shots={shots}"] if shots is not None else [])]
         settings = layered(FinetuneConfig, config, set_, flags)
@@ -240,6 +249,27 @@ def learn_to_answer(
         instruct.dry_run(chosen, terminal)
     else:
         instruct.instruct_config(chosen, run, terminal, started=STARTED)
+
+
+def learn_from_pairs(
+    terminal: Any, flags: dict[str, Any], set_: list[str] | None, config: Path | None, run: Path | None, dry_run: bool
+) -> None:
+    """`feedfwd finetune --task embed`."""
+    from feedfwd.config import parse
+    from feedfwd.config_retrieval import EmbedConfig
+    from feedfwd.errors import ConfigError
+    from feedfwd.recipes import embed
+
+    if flags.pop("shots") is not None:
+        raise ConfigError("--shots is for labelled texts to classify", hint="leave it out")
+    settings = layered(EmbedConfig, config, set_, flags)
+    if "source" not in settings:
+        raise ConfigError("no DATA to train on", hint=f"try: feedfwd finetune pairs.csv --task {flags['task']}")
+    chosen = parse(EmbedConfig, settings)
+    if dry_run:
+        embed.dry_run(chosen, terminal)
+    else:
+        embed.embed_config(chosen, run, terminal, started=STARTED)
 
 
 @app.command()

@@ -14,6 +14,7 @@ def retrieval_scores(scores: Values, relevance: Values, at: Sequence[int] = (1, 
     """Means over the queries that have a right answer, from (Q, M) scores and (Q, M) relevances (0: not right).
 
     - recall@k: share of a query's right answers among its first k
+    - hit@k: whether one of its right answers is among its first k
     - mrr: 1 / place of the first right answer
     - ndcg@k: Σ relevance / log2(1 + place) over the first k, divided by that of the best order (Järvelin &
       Kekäläinen 2002, with the relevance itself as gain)
@@ -21,7 +22,7 @@ def retrieval_scores(scores: Values, relevance: Values, at: Sequence[int] = (1, 
     Equal scores keep the candidates' order. DataError when the shapes differ or no query has a right answer.
 
     >>> retrieval_scores([[0.9, 0.8, 0.1], [0.2, 0.1, 0.3]], [[0, 1, 1], [1, 0, 0]], at=[2])
-    {'recall@2': 0.75, 'mrr': 0.5, 'ndcg@2': 0.5088912804029996}
+    {'recall@2': 0.75, 'hit@2': 1.0, 'mrr': 0.5, 'ndcg@2': 0.5088912804029996}
     """
     found_QK = ranking_scores(scores, relevance, at)
     return {name: float(values.mean()) for name, values in found_QK.items()}
@@ -42,10 +43,12 @@ def ranking_scores(scores: Values, relevance: Values, at: Sequence[int] = (1, 5,
         raise DataError("no query has a right answer among the candidates", hint="mark at least one with 1")
     s_QM, r_QM = s_QM[known], r_QM[known]
     ranked_QM = np.take_along_axis(r_QM, np.argsort(-s_QM, axis=1, kind="stable"), 1)
-    ideal_QM = -np.sort(-r_QM, axis=1)
-    worth_M = 1 / np.log2(np.arange(2, r_QM.shape[1] + 2))
+    most = min(max(at), r_QM.shape[1])
+    ideal_QK = -np.sort(np.partition(-r_QM, most - 1, axis=1)[:, :most], axis=1)
+    worth_K = 1 / np.log2(np.arange(2, most + 2))
     right_QM = ranked_QM > 0
     found = {f"recall@{k}": right_QM[:, :k].sum(1) / right_QM.sum(1) for k in at}
+    found |= {f"hit@{k}": right_QM[:, :k].any(1).astype(float) for k in at}
     found["mrr"] = 1 / (1.0 + right_QM.argmax(1))
-    found |= {f"ndcg@{k}": ranked_QM[:, :k] @ worth_M[:k] / (ideal_QM[:, :k] @ worth_M[:k]) for k in at}
+    found |= {f"ndcg@{k}": ranked_QM[:, :k] @ worth_K[:k] / (ideal_QK[:, :k] @ worth_K[:k]) for k in at}
     return found

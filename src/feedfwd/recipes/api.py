@@ -53,7 +53,7 @@ def load(run: str | Path) -> Any:
 
     Of `fit` a `Predictor`: `.predict(x)`, `.predict_proba(x)`. Of `pretrain` a `Writer`: `.write(prompt)`,
     `.complete(prompts)`, and `.model(ids)` gives logits. Of `finetune` a `TextClassifier`: `.predict(texts)`,
-    `.predict_proba(texts)`.
+    `.predict_proba(texts)`; with --task embed a `TextEncoder`: `.encode(texts)`, `.search(queries, texts, k)`.
     """
     path = Path(run)
     verb = verb_of(path)
@@ -61,6 +61,10 @@ def load(run: str | Path) -> Any:
         from feedfwd.recipes.classifier import TextClassifier
 
         return TextClassifier.load(path)
+    if verb == "embed":
+        from feedfwd.recipes.searcher import TextEncoder
+
+        return TextEncoder.load(path)
     if verb == "instruct":
         from feedfwd.recipes.chatter import Chatter
 

@@ -10,12 +10,15 @@ USE = {
     "finetune": "`feedfwd predict` and `feedfwd evaluate`",
     "pretrain": "`feedfwd generate` and `feedfwd evaluate`",
     "instruct": "`feedfwd generate`",
+    "embed": "`feedfwd predict` and `feedfwd evaluate`",
+    "rank": "`feedfwd predict` and `feedfwd evaluate`",
 }
-COMMAND = {"instruct": "`feedfwd finetune --task instruct`"}  # where it isn't the verb itself
+TASKS = ("instruct", "embed", "rank")  # of finetune
+COMMAND = {task: f"`feedfwd finetune --task {task}`" for task in TASKS}  # where it isn't the verb itself
 
 
 def verb_of(path: Path) -> str:
-    """`fit`, `finetune`, `instruct` (finetune's task) or `pretrain`; a run that is none says so by RunError."""
+    """`fit`, `pretrain`, `finetune` or one of its `TASKS`; a run that is none says so by RunError."""
     return str(Run.open(path).about().get("verb"))
 
 
@@ -25,7 +28,7 @@ def opened(path: Path, verb: str) -> Run:
     made = str(run.about().get("verb"))
     if made in USE and made != verb:
         what = f"{path} is a run of {COMMAND.get(made, f'`feedfwd {made}`')}, not of `feedfwd {verb}`"
-        resumed = "finetune" if made == "instruct" else made
+        resumed = "finetune" if made in TASKS else made
         hint = f"it is for {USE[made]}; an interrupted one goes on with: feedfwd {resumed} --resume {path}"
         raise RunError(what, hint=hint)
     return run

@@ -27,6 +27,10 @@ SCORES: dict[str, Word] = {
     "r2": Word("R²", False, "share of the target's variance explained; higher is better"),
     "bits_per_byte": Word("bits per byte", False, "what the text's next byte still tells; lower is better"),
     "perplexity": Word("perplexity", False, "tokens that the model wavers between, on average; lower is better"),
+    **{f"recall@{k}": Word(f"Recall@{k}", True, f"a query's answers among the first {k}") for k in (1, 5, 10)},
+    **{f"hit@{k}": Word(f"hit@{k}", True, f"queries with an answer among the first {k}") for k in (1, 5, 10)},
+    "mrr": Word("MRR", False, "mean of 1 / place of a query's first answer; higher is better"),
+    "ndcg@10": Word("NDCG@10", False, "answers weighed by relevance and place, of the best order; higher is better"),
     "loss": Word("loss", False, "nats of surprise at the token to be predicted; lower is better"),
 }
 HEADLINES = (
@@ -37,6 +41,8 @@ HEADLINES = (
     "r2",
     "log_loss",
     "bits_per_byte",
+    "hit@1",
+    "recall@1",
 )  # the first that a run has stands on top
 
 
