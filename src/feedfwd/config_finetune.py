@@ -71,6 +71,13 @@ class AdaptConfig(Settings):
     targets: list[str] = Field(
         ["attention.*", "ffn.*"], description="linear maps by path or its end, with wildcards", min_length=1
     )
+    start: str | None = Field(None, description="adapters to go on from: a run of lora or dora, or a folder of peft's")
+
+    @model_validator(mode="after")
+    def _brings_its_own(self) -> Self:
+        if self.start is not None and self.model_copy(update={"start": None}) != type(self)():
+            raise ValueError("adapt.start brings its own rank, alpha, dropout and targets: leave these out")
+        return self
 
 
 class RowOptimizerConfig(Settings):

@@ -28,6 +28,7 @@ def about(pretrained: Pretrained, template: str) -> dict[str, Any]:
         "before": t.before,
         "after": t.after,
         "template": template,
+        "family": pretrained.family,
     }
 
 

@@ -18,6 +18,7 @@ from feedfwd.models import adapt
 from feedfwd.models.bag import Bag
 from feedfwd.models.encoder import Encoder
 from feedfwd.recipes import environment
+from feedfwd.recipes.adapters import LOW_RANK, keep
 from feedfwd.recipes.classifier import TOKENIZER, TextClassifier
 from feedfwd.recipes.console import Listener, Silent
 from feedfwd.recipes.held_out import judge
@@ -166,7 +167,8 @@ class Finetuning(Training):
 
     def _finish(self) -> TextClassifier:
         p = self.p
-        if p.pretrained is not None:
+        if p.pretrained is not None and p.config.method in LOW_RANK:
+            keep(self.run, p.model, p.pretrained.name)
             adapt.merge(p.model)
         p.model.eval()
         scores: dict[str, dict[str, float] | None] = {"validation": None}

@@ -22,12 +22,12 @@ from feedfwd.data.chats import Chat, Chats, read_chats
 from feedfwd.data.conversations import ChatBatches, Conversations, conversations
 from feedfwd.data.templates import ChatTemplate, chat_template
 from feedfwd.errors import ConfigError, RunError
-from feedfwd.ffn import lora
 from feedfwd.models import adapt
 from feedfwd.models.apart import Apart
 from feedfwd.models.generate import Sampling, tokens
 from feedfwd.models.transformer import Transformer, build
 from feedfwd.recipes import environment
+from feedfwd.recipes.adapters import adapted, keep
 from feedfwd.recipes.chatter import TEMPLATE, TOKENIZER, Chatter, about
 from feedfwd.recipes.console import Listener, Silent
 from feedfwd.recipes.prepare import usable_device
@@ -116,8 +116,7 @@ def prepare_chats(config: InstructConfig, *, resolved: bool = False) -> Prepared
     # documents of a row would be told apart by a token that stands within a conversation
     model = build(pretrained.settings | {"end": None})
     model.load_state_dict(pretrained.model.state_dict())
-    low_rank: dict[str, Any] = {} if config.method == "full" else config.adapt.model_dump()
-    adapted = adapt.prepare(model, config.method, **low_rank)
+    done = adapted(model, config.method, config.adapt, pretrained)
     device = usable_device(config.train.device)
     per_batch = config.train.batch_size * int(rows.inputs.lengths.float().mean())
     precision = choose(config.train.precision, device, products(model, per_batch))
@@ -130,7 +129,7 @@ def prepare_chats(config: InstructConfig, *, resolved: bool = False) -> Prepared
         train=rows,
         validation=validation if validation is not None and len(validation) else None,
         held_back=held,
-        adapted=adapted,
+        adapted=done,
         precision=precision,
         device=device,
         fingerprint=_fingerprint(rows),
@@ -288,7 +287,8 @@ class Instructing(Training):
         self.begin("instruct", {"train": len(p.train), "validation": len(p.validation or ())})
         self.updates()
         if p.config.method != "full":
-            lora.unwrap(lora.merge(p.model))
+            keep(self.run, p.model, p.pretrained.name)
+            adapt.merge(p.model)
         scores = self.look()
         if scores is not None:
             self.run.log({"event": "validation", "step": self.step, "scores": scores, "seconds": self.seconds})

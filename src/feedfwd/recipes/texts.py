@@ -17,10 +17,10 @@ from feedfwd.data.ragged import Ragged, RaggedBatches
 from feedfwd.data.split import split
 from feedfwd.data.text_tables import KINDS, Kind, TextTable, read_table, shared_texts
 from feedfwd.errors import ConfigError, DataError
-from feedfwd.models import adapt
 from feedfwd.models.adapt import layer_rates
 from feedfwd.models.bag import Bag
 from feedfwd.models.encoder import Encoder
+from feedfwd.recipes.adapters import adapted
 from feedfwd.recipes.classifier import BagReader, Network, Reader, TextClassifier, TokenReader, build_bag, build_encoder
 from feedfwd.recipes.goals import Goal, Number, SeveralLabels, goal_for
 from feedfwd.recipes.prepare import usable_device
@@ -216,8 +216,9 @@ def _start(p: PreparedTexts, model: Encoder) -> None:
             p.notes.append(
                 f"{cut / len(part):.1%} of the {name} texts are longer than {reader.longest} tokens and cut there"
             )
-    a = {} if c.method not in ("lora", "dora") else c.adapt.model_dump()
-    p.adapted = str(adapt.prepare(model, c.method, frozen_embeddings=c.encoder.frozen_embeddings, **a))
+    assert p.pretrained is not None
+    frozen = c.encoder.frozen_embeddings
+    p.adapted = str(adapted(model, c.method, c.adapt, p.pretrained, frozen_embeddings=frozen))
     # so that an update touches the tokens of its batch alone
     model.backbone.embedding.sparse = model.backbone.embedding.weight.requires_grad
     if c.method == "head":
