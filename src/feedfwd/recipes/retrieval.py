@@ -239,7 +239,7 @@ class Prepared(ABC):
 
 def adapt_encoder(model: Encoder, config: EmbedConfig | RankConfig) -> str:
     """Say which weights are trained, in place; in words."""
-    a = {} if config.method == "full" else config.adapt.model_dump()
+    a = {} if config.method == "full" else config.adapt.model_dump(exclude={"start"})
     done = adapt.prepare(model, config.method, frozen_embeddings=config.encoder.frozen_embeddings, **a)
     # so that an update touches the tokens of its batch alone
     model.backbone.embedding.sparse = model.backbone.embedding.weight.requires_grad
