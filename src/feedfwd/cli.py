@@ -435,7 +435,11 @@ def predict(
 def export(
     run: RunPath,
     to: Annotated[
-        str, typer.Option(metavar="hf|onnx", help="hf: a language model for transformers. onnx: a model of `fit`.")
+        str,
+        typer.Option(
+            metavar="hf|peft|onnx",
+            help="hf: a model for transformers. peft: a run's adapters alone. onnx: a model of `fit`.",
+        ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder.")],
 ) -> None:
