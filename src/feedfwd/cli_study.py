@@ -1,4 +1,4 @@
-"""The verb that chooses by measuring: compare. `cli.py` adds it to the command."""
+"""The verbs that choose by measuring: compare, advise. `cli.py` adds them to the command."""
 
 from pathlib import Path
 from typing import Annotated
@@ -33,6 +33,7 @@ Storage = Annotated[
         metavar="URL", help="Database that processes and machines share.  [default: study.db in the directory]"
     ),
 ]
+Score = Annotated[str | None, typer.Option(metavar="NAME", help="What decides.  [default: accuracy, RMSE, …]")]
 Resume = Annotated[Path | None, typer.Option(metavar="DIR", help="Go on with a study, or take part in it.")]
 
 
@@ -52,9 +53,7 @@ def compare(
     trials: Annotated[
         int | None, typer.Option(metavar="N", help="Variants that a search tries.  [default: 20]")
     ] = None,
-    score: Annotated[
-        str | None, typer.Option(metavar="NAME", help="What decides.  [default: accuracy, RMSE, …]")
-    ] = None,
+    score: Score = None,
     storage: Storage = None,
     workers: Workers = None,
     run: RunDir = None,
@@ -93,6 +92,35 @@ def compare(
             study.compare(plan, terminal, run, storage=storage, workers=workers)
 
 
+def advise(
+    source: Source = None,
+    minutes: Annotated[float, typer.Option(metavar="M", help="Time to measure for.")] = 10.0,
+    score: Score = None,
+    workers: Workers = None,
+    run: RunDir = None,
+    effort: Effort = None,
+    seed: Seed = None,
+    target: Target = None,
+    set_: Sets = None,
+    config: ConfigFile = None,
+    data_dir: DataDir = None,
+    resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on after a stop or a kill.")] = None,
+) -> None:
+    """Find structure, activation and training for these data by measuring; else the defaults. Settles what --set says.
+
+    Advised is only what is better than the defaults beyond chance, on seeds and splits that had no part in finding it.
+    """
+    from feedfwd.recipes.console import Terminal
+    from feedfwd.study import advise as study
+
+    with Terminal() as terminal:
+        if resume is not None:
+            study.resume(resume, terminal, workers=workers)
+            return
+        base = _base("fit", source, config, set_, effort=effort, seed=seed, target=target, data_dir=data_dir)
+        study.advise(base, minutes, terminal, run, score=score, workers=workers)
+
+
 def _base(
     verb: str, source: list[str] | None, config: Path | None, set_: list[str] | None, **flags: object
 ) -> dict[str, object]:
@@ -119,3 +147,4 @@ def _base(
 
 def add_to(app: typer.Typer) -> None:
     app.command()(compare)
+    app.command()(advise)

@@ -30,6 +30,7 @@ from feedfwd.study.table import Board
 from feedfwd.study.trainings import Known, training
 
 FILE, RESULT, WINNER = "study.json", "result.json", "winner.toml"
+FLAGS = {"pretrained": "from"}  # settings whose flag has another name
 POLL = 0.5  # seconds between looks at what the workers have found
 
 
@@ -98,6 +99,8 @@ def resume(folder: Path, listener: Listener | None = None, *, workers: int | Non
         raise RunError(f"no study at {folder}", hint="`feedfwd compare SOURCE --vary …` begins one")
     try:
         said = json.loads(file.read_text(encoding="utf-8"))
+        if said.get("study") == "advise":
+            raise RunError(f"{folder} is advice", hint=f"go on with: feedfwd advise --resume {folder}")
         url, name, before = said["storage"], said["name"], said["workers"]
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise RunError(f"{file} is damaged: {error}", hint="restore it from a copy, or begin anew") from None
@@ -263,8 +266,7 @@ def source_name(plan: Plan) -> str:
 
 def command(plan: Plan) -> str:
     """The command that asks the same again."""
-    base, sets = dict(plan.base), []
-    words = ["feedfwd", "compare", *([base.pop("source")] if "source" in base else base.pop("sources", []))]
+    words = ["feedfwd", "compare", *positional(plan.base)]
     if plan.verb != "fit":
         words += ["--verb", plan.verb]
     for axis in plan.axes:
@@ -282,12 +284,28 @@ def command(plan: Plan) -> str:
     ):
         if value != usual:
             words += [f"--{name}", str(value)]
+    return shlex.join(words + options(plan.base))
+
+
+def positional(base: dict[str, Any]) -> list[str]:
+    """What is trained on."""
+    return [base["source"]] if "source" in base else list(base.get("sources", []))
+
+
+def options(base: dict[str, Any]) -> list[str]:
+    """Settings as they are said on the command line.
+
+    >>> options({"source": "a.csv", "target": ["y"], "effort": "quick", "ffn": {"dropout": 0.1}})
+    ['--target', 'y', '--effort', 'quick', '--set', 'ffn.dropout=0.1']
+    """
+    words = []
     for key, value in base.items():
         if isinstance(value, dict):
-            sets += _sets(key, value)
-        else:
-            words += [f"--{key.replace('_', '-')}", str(value)]
-    return shlex.join(words + sets)
+            words += _sets(key, value)
+        elif key not in ("source", "sources") and value is not None:
+            for one in value if isinstance(value, list) else [value]:
+                words += [f"--{FLAGS.get(key, key).replace('_', '-')}", str(one)]
+    return words
 
 
 def _sets(prefix: str, values: dict[str, Any]) -> list[str]:

@@ -38,6 +38,29 @@ def intervals(variants: Sequence[dict[str, Any]], score: str) -> Figure:
     return Figure(f"Validation {word(score).label}", svg, key)
 
 
+def gains(worths: Sequence[dict[str, Any]], score: str, title: str) -> Figure:
+    """Gain of each change over the defaults with its interval; left of the line it is worse."""
+    shown = [w for w in worths if w["gain"] and w["gain"]["low"] is not None][:MOST]
+
+    def draw(axes: Any) -> None:
+        axes.axvline(0, color=MUTED, linewidth=1)
+        for y, w in enumerate(reversed(shown)):
+            g = w["gain"]
+            colour = SECOND if g["low"] > 0 else FIRST
+            axes.plot([g["low"], g["high"]], [y, y], color=colour, linewidth=2)
+            axes.plot([g["mean"]], [y], "o", color=colour, markersize=5, markeredgewidth=0)
+            axes.annotate(
+                w["label"], (0, y), (0, 6), xycoords=("axes fraction", "data"), textcoords="offset points", fontsize=8.5
+            )
+        axes.set_yticks([])
+        axes.set_ylim(-0.6, len(shown) - 0.2)
+        axes.grid(axis="x", color=RULE, linewidth=0.6)
+        _scores(axes, score, "x")
+
+    svg = page_svg(draw, "gains-" + title.split()[0].lower(), title, height=0.7 + 0.36 * len(shown))
+    return Figure(title, svg, (("--first", "mean and 95% interval"), ("--second", "above zero")))
+
+
 def curves(variants: Sequence[dict[str, Any]], score: str) -> Figure | None:
     """Validation score by share of the training: the best in colour, the next ones in grey."""
     lines = []

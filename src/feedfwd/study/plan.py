@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 from typing import Any
 
 from feedfwd.config import Recipe, parse
@@ -15,6 +16,7 @@ from feedfwd.study.trainings import Known, Training, higher_is_better, scored_by
 
 SEARCHES = ("grid", "random", "tpe", "halving")
 MATCHES = ("parameters", "flops", "seconds")
+TRIALS = 20  # of a search, where nobody says
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,6 @@ class Plan:
     trials: int | None = None  # None: every combination
     score: str = ""  # the one that decides; settled by `checked`
     match: str | None = None
-    until: float | None = None  # seconds since 1970 after which no variant is begun any more
 
     def __post_init__(self) -> None:
         for name, value, known in (("search", self.search, SEARCHES), ("match", self.match, MATCHES)):
@@ -60,10 +61,12 @@ class Plan:
     @cached_property
     def queue(self) -> list[Variant | None]:
         """What is tried, in this order; None: for the search to choose."""
-        if self.search == "grid":
+        choices = [len(a.levels) for a in self.axes if isinstance(a, Choice)]
+        few = len(choices) == len(self.axes) and prod(choices) <= (self.trials or TRIALS)
+        if self.search == "grid" or few:  # a search that could try all tries each once
             return list(grid(self.axes))
         first = {a.name: next(iter(a.levels)) for a in self.axes if isinstance(a, Choice)}
-        return [dict(first), *([None] * ((self.trials or 20) - 1))]
+        return [dict(first), *([None] * ((self.trials or TRIALS) - 1))]
 
     def label(self, variant: Variant) -> str:
         return label(self.axes, variant)

@@ -1,6 +1,7 @@
 """A study's `report.html`: one self-contained page, from its `result.json` alone, in the style of a run's."""
 
 import json
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from feedfwd.errors import RunError
 from feedfwd.report import figures as drawn
 from feedfwd.report import words
 from feedfwd.study import figures
+from feedfwd.study.advice import amount
 
 HERE = Path(__file__).parent
 STYLE = Path(report.__file__).parent / "report.css"
@@ -32,17 +34,43 @@ def _page(result: dict[str, Any]) -> str:
     environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"count": words.count, "duration": words.duration, "number": words.number}
     environment.globals |= {"score": words.score, "interval": words.interval, "word": words.word, "Markup": Markup}
+    if result["study"] == "advise":
+        return environment.get_template("advice.html").render(_shown(result), **_advice(result))
     done = [v for v in result["variants"] if v["state"] == "done"]
     done = list({v["label"]: v for v in done}.values())
     done.sort(key=lambda v: v["mean"]["mean"], reverse=result["higher"])
     return environment.get_template("study.html").render(
-        css=Markup(STYLE.read_text(encoding="utf-8")),
-        result=result,
+        _shown(result),
         done=done,
         others=[v for v in result["variants"] if v["state"] != "done"],
         figures=_figures(result, done) if drawn.available() else None,
         amount=_amount,
     )
+
+
+def _shown(result: dict[str, Any]) -> dict[str, Any]:
+    from markupsafe import Markup
+
+    return {"css": Markup(STYLE.read_text(encoding="utf-8")), "result": result}
+
+
+def _advice(result: dict[str, Any]) -> dict[str, Any]:
+    tried = result["variants"][1:]
+    ranked = sorted(tried, key=lambda v: -v["gain"]["mean"] if v["gain"] else inf)
+    drawings = {
+        "Gain over the defaults": [
+            figures.gains(of, result["score"], title)
+            for title, of in (("Checked on fresh seeds", result["checked"]), ("Each change alone", ranked))
+            if any(v["gain"] and v["gain"]["low"] is not None for v in of)
+        ]
+    }
+    tested = next(line for line in result["verdict"] if line.startswith("test part"))
+    return {
+        "ranked": ranked,
+        "tested": tested,
+        "signed": amount,
+        "figures": drawings if drawn.available() else None,
+    }
 
 
 def _figures(result: dict[str, Any], done: list[dict[str, Any]]) -> dict[str, list[drawn.Figure]]:

@@ -102,7 +102,7 @@ class Result:
             "test_n": self.test_n,
             "test_intervals": (self.details or {}).get("intervals", {}),
         }
-        return _finite(found)
+        return finite(found)
 
     def turned(self, e: Estimate) -> Estimate:
         """A mean of turned scores in the score's own direction."""
@@ -127,12 +127,13 @@ def _mean(values: Any) -> float | None:
     return float(np.mean(found)) if found else None
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """As JSON can hold it: numbers that aren't finite become None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {str(k): _finite(v) for k, v in value.items()}
-    return [_finite(v) for v in value] if isinstance(value, list | tuple) else value
+        return {str(k): finite(v) for k, v in value.items()}
+    return [finite(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def found(plan: Plan, rows: list[Row], seconds: float) -> Result:

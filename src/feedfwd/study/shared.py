@@ -108,7 +108,7 @@ class Shared:
     def work(self, changed: Callable[[], None] = lambda: None) -> None:
         """Take what waits until nothing does. `changed` is called whenever there is news."""
         optuna = optuna_module()
-        while self._waiting() and time.time() < (self.plan.until or math.inf):
+        while self._waiting() and time.time() < self.until:
             try:
                 self.study.optimize(lambda trial: self._try(trial, changed), n_trials=1, catch=(Exception,))
             except KeyboardInterrupt:
@@ -118,6 +118,14 @@ class Shared:
             self.requeue()
         optuna.storages.fail_stale_trials(self.study)
         self.requeue()
+
+    @property
+    def until(self) -> float:
+        """Seconds since 1970 from which on nothing more is begun."""
+        return float(self.study.user_attrs.get("until", math.inf))
+
+    def end_at(self, until: float) -> None:
+        self.study.set_user_attr("until", until)
 
     def _waiting(self) -> bool:
         from optuna.trial import TrialState
@@ -143,9 +151,11 @@ class Shared:
                 scores = [outcomes[str(s)]["scores"][plan.score] for s in plan.seeds[: place + 1]]
                 if not np.isfinite(scores[-1]):
                     raise FloatingPointError(f"{plan.score} is {scores[-1]} with seed {seed}")
-                trial.report(float(np.mean(scores)), 100 * (place + 1))
+                if plan.search == "halving":  # each write costs some milliseconds
+                    trial.report(float(np.mean(scores)), 100 * (place + 1))
                 changed()
-                if place + 1 < len(plan.seeds) and trial.user_attrs["number"] > 0 and trial.should_prune():
+                more = place + 1 < len(plan.seeds) and trial.user_attrs["number"] > 0  # the first is what others need
+                if more and (trial.should_prune() or time.time() > self.until):
                     raise TrialPruned
         except (TrialPruned, Interrupted):
             raise
@@ -160,10 +170,10 @@ class Shared:
     ) -> dict[str, Any]:
         from optuna import TrialPruned
 
-        plan, told = self.plan, 0.0
+        plan, told, noted = self.plan, time.monotonic(), False
 
         def watch(share: float, scores: Mapping[str, float]) -> None:
-            nonlocal told
+            nonlocal told, noted
             value = scores.get(plan.score, np.nan)
             if place == 0 and plan.search == "halving" and trial.user_attrs["number"] > 0 and 0 < share < 1:
                 if np.isfinite(value) and round(100 * share) > 0:
@@ -171,7 +181,7 @@ class Shared:
                 if trial.should_prune():
                     raise TrialPruned
             if (now := time.monotonic()) - told > OFTEN:
-                told = now
+                told, noted = now, True
                 trial.set_user_attr("share", round(share, 2))
                 _stop_if_orphaned()
                 changed()
@@ -182,7 +192,8 @@ class Shared:
         every = max(1, len(outcome.curve) // 40)
         thin = [*outcome.curve[::-1][::every]][::-1]  # the last one stays
         stored["curve"] = [[round(share, 4), scores.get(plan.score)] for share, scores in thin]
-        trial.set_user_attr("share", 0.0)
+        if noted:
+            trial.set_user_attr("share", 0.0)
         return stored
 
     def _chosen(self, trial: "optuna.Trial") -> Variant:
@@ -276,13 +287,20 @@ def _storage(url: str) -> Any:
     optuna = optuna_module()
     try:
         with _quietly():
-            return optuna.storages.RDBStorage(url, heartbeat_interval=BEAT, grace_period=GRACE)
+            storage = optuna.storages.RDBStorage(url, heartbeat_interval=BEAT, grace_period=GRACE)
     except Exception as error:  # each database has its own
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RunError(
             f"the study's storage {url} can't be opened ({first})",
             hint="name a database as in sqlite:///study.db or postgresql://user@host/name",
         ) from None
+    if storage.engine.dialect.name == "sqlite":
+        from sqlalchemy import event
+
+        # a write waits for the file system, not for the disk: 20 ms less each, and a kill still loses nothing
+        event.listen(storage.engine, "connect", lambda connection, _: connection.execute("PRAGMA synchronous=OFF"))
+        storage.engine.dispose()
+    return storage
 
 
 @contextlib.contextmanager

@@ -8,19 +8,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from feedfwd.checkpoint import Run
-from feedfwd.config import FitConfig, Recipe
+from feedfwd.config import FitConfig, Recipe, parse
 from feedfwd.config_finetune import FinetuneConfig
 from feedfwd.config_pretrain import PretrainConfig
+from feedfwd.data.tables import TableData
 from feedfwd.errors import ConfigError, nearest
+from feedfwd.evaluate.intervals import bootstrap_interval
 from feedfwd.ffn.spec import build_ffn
 from feedfwd.recipes.console import Listener, Silent
 from feedfwd.recipes.fit import Fitting, fit_config
 from feedfwd.recipes.plan import plan, tried
-from feedfwd.recipes.prepare import prepare
+from feedfwd.recipes.predictor import Predictor
+from feedfwd.recipes.prepare import parts, prepare
 from feedfwd.report.words import HEADLINES, word
+from feedfwd.study.statistics import Estimate
 
 Watch = Callable[[float, Mapping[str, float]], None]  # share of the training done, scores on validation
 
@@ -135,6 +140,56 @@ class Fit:
     def final(self, config: Recipe, path: Path, listener: Listener) -> dict[str, Any]:
         assert isinstance(config, FitConfig)
         return fit_config(config, path, listener).result
+
+    def resolved(self, config: FitConfig) -> tuple[FitConfig, bool]:
+        """All settings, the preset's beneath those said; and whether the source is a table."""
+        found = parts(config)
+        return found.config, isinstance(found.train, TableData)
+
+
+def beside(first: Path, second: Path, score: str) -> Estimate | None:
+    """By how much the first of two runs is better than the second on the test part that they share.
+
+    The interval is over its examples (paired bootstrap); None for a score that isn't made of single examples.
+    """
+    test = parts(parse(FitConfig, Run.open(first).settings()), resolved=True).test
+    losses = []
+    for path in (first, second):
+        predictor = Predictor.load(path)
+        answers = predictor.answers(predictor.preprocess.examples(test))
+        known = test if predictor.classes is None else test.recode(predictor.classes)
+        if (found := example_losses(score, answers, known.targets.numpy())) is None:
+            return None
+        losses.append(found)
+    mean = root_mean if score == "rmse" else np.mean
+
+    def better(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.asarray(mean(b, axis=-1) - mean(a, axis=-1))
+
+    low, high = bootstrap_interval(better, *losses)
+    return Estimate(float(better(*losses)), float(low), float(high), 1.0, len(losses[0]))
+
+
+def example_losses(score: str, answers: np.ndarray, targets: np.ndarray) -> np.ndarray | None:
+    """For each example what the score is a mean of, lower being better; None for a score that isn't a mean.
+
+    >>> example_losses("accuracy", np.array([[0.9, 0.1], [0.8, 0.2]]), np.array([0, 1])).tolist()
+    [0.0, 1.0]
+    """
+    n = np.arange(len(targets))
+    match score:
+        case "accuracy":
+            return (answers.argmax(1) != targets).astype(np.float64)
+        case "log_loss":
+            return -np.log(np.clip(answers[n, targets].astype(np.float64), 1e-12, None))
+        case "mae" | "rmse" if answers.ndim == 1:
+            gap = np.abs(answers.astype(np.float64) - targets)
+            return gap if score == "mae" else gap**2
+    return None
+
+
+def root_mean(squares: np.ndarray, axis: int) -> np.ndarray:
+    return np.asarray(np.sqrt(squares.mean(axis)))
 
 
 class Kept:
