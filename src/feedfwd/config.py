@@ -147,6 +147,7 @@ class UpdatesConfig(Settings):
     ema: Share = Field(0.0, description="decay of the moving average of the weights; 0: off")
     evaluate_every: Count | None = Field(None, description="updates between evaluations; not given: once an epoch")
     save_every: Count = Field(1000, description="updates between saved states")
+    health: bool = Field(True, description="watch for dead units, vanishing gradients and the like")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
     threads: Count | None = Field(None, description="CPU threads; part of what makes two runs equal")

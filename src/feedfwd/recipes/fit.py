@@ -125,6 +125,14 @@ class Fitting(Training):
         self.begin(self._task(), {name: len(part.data) for name, part in parts_of(self.p).items()})
         self.updates()
 
+    @property
+    def stops_early(self) -> bool:
+        return self.stopping is not None
+
+    @property
+    def held_out(self) -> int:
+        return 0 if self.p.validation is None else len(self.p.validation.data)
+
     def look(self) -> dict[str, float] | None:
         return None if self.p.validation is None else self.scores(self.p.validation)[1]
 

@@ -162,6 +162,10 @@ class Pretraining(Training):
             self.listener.say(f"step {self.step:,}: {self.steps:,} updates will fit into the minutes given")
         self.pace = None
 
+    @property
+    def held_out(self) -> int:
+        return sum(map(len, self.p.held_out))
+
     def look(self) -> dict[str, float]:
         self._looked = Look.at(self.p)
         if self.pace is not None:

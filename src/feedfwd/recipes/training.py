@@ -7,6 +7,7 @@ what they leave, and hands the result to `leave`.
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from math import isfinite
 from typing import Any, ClassVar, Protocol
 
@@ -21,6 +22,7 @@ from feedfwd.recipes.console import Listener
 from feedfwd.recipes.interrupt import Interrupted, graceful
 from feedfwd.report import write_report
 from feedfwd.train.averaging import EMA
+from feedfwd.train.health import Finding, Health
 from feedfwd.train.loop import Step, autograd, train
 from feedfwd.train.losses import Loss
 from feedfwd.train.optimizers import Optimizer
@@ -71,6 +73,8 @@ class Training:
         self.ema = EMA(model, updates.ema) if updates.ema else None
         self.step, self.seconds = 0, seconds  # done so far
         self.durations: list[float] = []  # seconds of each update since this process began, nothing beside it counted
+        self.health: Health | None = None
+        self._healthy: dict[str, Any] | None = None  # what a saved state says of it
 
     # --- what a recipe says -------------------------------------------------------------------------------------------
 
@@ -80,6 +84,16 @@ class Training:
 
     def seen(self, scores: dict[str, float]) -> bool:
         """What a recipe makes of scores on the way, the averages still in place; True: it is enough, stop here."""
+        return False
+
+    @property
+    def held_out(self) -> int:
+        """Examples behind the scores of `look`, or tokens."""
+        return 0
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether the recipe itself sees to a training that gets worse on what is held back."""
         return False
 
     def between(self) -> bool:
@@ -117,6 +131,7 @@ class Training:
         """All updates still to do; then the model holds the weights to keep."""
         self._began = time.perf_counter() - self.seconds
         meter = Meter(self.steps)
+        self.health = self._watch() if self.config.health else None
         with graceful() as stop:
             ended = time.perf_counter()
             for step in self._steps():
@@ -126,6 +141,7 @@ class Training:
                 if step.n % max(1, self.steps // LOGGED) == 0 or last:
                     self._log_step(step, meter)
                 with meter.paused():
+                    self._examine(step)
                     if step.n % self.evaluate_every == 0 and not last and self.assess():
                         break
                     due = self.between() or step.n % self.config.save_every == 0 or stop.number is not None
@@ -170,7 +186,29 @@ class Training:
             if scores is None:
                 return False
             self.run.log({"event": "validation", "step": self.step, "scores": scores, "seconds": self.seconds})
+            if self.health is not None:
+                self._report(self.health.validated(self.step, scores))
             return self.seen(scores)
+
+    def _watch(self) -> Health:
+        """What looks after this training, with a batch to look at it by, which the training will still see."""
+        place = self.batches.state_dict()
+        probe = next(self.batches).inputs
+        self.batches.load_state_dict(place)
+        health = Health(self.model, probe, max(1, self.held_out), self.stops_early, self.precision.autocast())
+        return health if self._healthy is None else health.load_state_dict(self._healthy)
+
+    def _examine(self, step: Step) -> None:
+        if self.health is not None:
+            checkup, findings = self.health.update(step, self.steps)
+            if checkup is not None:
+                self.run.log(checkup.event())
+            self._report(findings)
+
+    def _report(self, findings: list[Finding]) -> None:
+        for finding in findings:
+            self.run.log({"event": "finding", **asdict(finding)})
+            self.listener.say(f"step {finding.step:,}: {finding}")
 
     def averaged(self) -> AbstractContextManager[Any]:
         """The moving average's weights in place of the model's, where there is one."""
@@ -200,6 +238,7 @@ class Training:
             "batches": self.batches.state_dict(),
             "optimizer": numbers,
             "seconds": self.seconds,
+            "health": None if self.health is None else self.health.state_dict(),
         }
         self.run.save_state(self.step, tensors | self.tensors(), counters | self.counters())
 
@@ -218,6 +257,7 @@ class Training:
         state.restore(tensors, counters["optimizer"], self.model, self.optimizer, self.ema)
         self.batches.load_state_dict(counters["batches"])
         self.step, self.seconds = counters["step"], counters["seconds"]
+        self._healthy = counters.get("health")
         self.recall(counters, tensors)
         self.listener.say(f"resuming {self.run.path} at step {self.step} of {self.steps}")
 

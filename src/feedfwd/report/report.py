@@ -92,6 +92,7 @@ def _page(result: dict[str, Any], events: list[Event], config: str | None) -> st
         began=_began(events),
         validations=_by_step(events, "validation"),
         findings=[e for e in events if e.get("event") == "finding"],
+        health=next((e for e in reversed(events) if e.get("event") == "health"), None),
         curves=_curves(events) if figures.available() else None,
         figures=_detail_figures(details) if figures.available() else [],
         judgement=result.get("judgement"),

@@ -31,6 +31,7 @@ SCORES: dict[str, Word] = {
     **{f"hit@{k}": Word(f"hit@{k}", True, f"queries with an answer among the first {k}") for k in (1, 5, 10)},
     "mrr": Word("MRR", False, "mean of 1 / place of a query's first answer; higher is better"),
     "ndcg@10": Word("NDCG@10", False, "answers weighed by relevance and place, of the best order; higher is better"),
+    "spearman": Word("rank correlation", False, "of scores with relevances (Spearman); higher is better"),
     "loss": Word("loss", False, "nats of surprise at the token to be predicted; lower is better"),
 }
 HEADLINES = (
