@@ -154,6 +154,10 @@ class Finetuning(Training):
         self.updates()
         return self._finish()
 
+    @property
+    def held_out(self) -> int:
+        return 0 if self.p.validation is None else len(self.p.validation)
+
     def look(self) -> dict[str, float] | None:
         return None if self.p.validation is None else self._scores(self.p.validation)[1]
 
