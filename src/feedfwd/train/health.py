@@ -26,7 +26,7 @@ from feedfwd.ffn.activations import ACTIVATIONS
 from feedfwd.ffn.gated import GatedLinear
 from feedfwd.train.loop import Step
 
-CHECKUPS = (0.0, 0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)  # when, as shares of the updates
+CHECKUPS = (0.0, 0.03, 0.1, 0.3, 0.6, 1.0)  # when, as shares of the updates
 SETTLED = 0.03  # from here on gradients and updates are judged: a start from zeros needs a moment
 PROBE, TOKENS = 256, 1024  # examples of the probe, and tokens where an example is a row of them
 SAMPLE = 1 << 16  # entries of a matrix by which its change is judged
@@ -334,13 +334,18 @@ class Health:
         self._losses: list[float] = []  # since this process began
         self._first: list[float] = []
         self._highest = 0.0  # rate
+        self._total, self._due = 0, set[int]()
         self._validation: list[tuple[int, float]] = []
 
     def update(self, step: Step, total: int) -> tuple[Checkup | None, list[Finding]]:
         """Take in an update just done, of `total`; a checkup where one is due, and what is new."""
         self._unread.append(step.loss)
         self._highest = max(self._highest, step.lr)
-        due = {max(2, round(share * total)) for share in CHECKUPS}
+        if self._total != total:  # it may change on the way
+            self._total, self._due = total, {max(2, round(share * total)) for share in CHECKUPS}
+        due = self._due
+        if step.n not in due and step.n + 1 not in due:
+            return None, []
         found: Checkup | None = None
         new: list[Finding] = []
         if step.n in due and self._before:
