@@ -28,7 +28,7 @@ from feedfwd.train.loop import Step
 
 CHECKUPS = (0.0, 0.03, 0.1, 0.3, 0.6, 1.0)  # when, as shares of the updates
 SETTLED = 0.03  # from here on gradients and updates are judged: a start from zeros needs a moment
-PROBE, TOKENS = 256, 1024  # examples of the probe, and tokens where an example is a row of them
+PROBE, TOKENS = 128, 1024  # examples of the probe, and tokens where an example is a row of them
 SAMPLE = 1 << 16  # entries of a matrix by which its change is judged
 LOSSES = ("loss", "log_loss", "rmse")  # of the validation scores, the one that training lowers
 
@@ -416,8 +416,8 @@ class Health:
             yield Finding(
                 "plateau",
                 f"the loss stands still: {first:.4g} at first, {last:.4g} over the last {few} updates",
-                f"try ten times and a tenth of optimizer.lr ({step.lr:.3g} at this step), and see that the targets belong to "
-                "the inputs",
+                f"try ten times and a tenth of optimizer.lr ({step.lr:.3g} at this step), and see that the targets "
+                "belong to the inputs",
                 step.n,
             )
 
