@@ -163,12 +163,15 @@ def export(
     pad: int | None = None,
     family: str | None = None,
     labels: Sequence[str] | None = None,
+    longest: int | None = None,
+    problem: str | None = None,
 ) -> Family:
     """Write config.json, model.safetensors, generation_config.json and the tokenizer's files; the family taken.
 
     `tokenizer` is the text of a tokenizer.json, `special_tokens` its tokens by role ("eos_token": "<|end|>"), `end` the
     id that ends a text, `pad` the one that fills up rows (not given: `end`). `family` by name, or the first that can
-    express the model. `labels` name the classes.
+    express the model. `labels` name the classes, and `problem` is transformers' word for what they are. The tokenizer
+    is said to cut at `longest` tokens (not given: as many as the model has positions).
     """
     chosen = family_of(model) if family is None else family_named(family)
     for setting, value in chosen.unable(model):
@@ -182,13 +185,15 @@ def export(
         names = [f"LABEL_{i}" for i in range(model.classes)] if labels is None else labels
         about["id2label"] = {str(i): name for i, name in enumerate(names)}
         about["label2id"] = {name: i for i, name in enumerate(names)}
+        about |= {} if problem is None else {"problem_type": problem}
     _write(folder / "config.json", about | {"dtype": "float32"} | ids | chosen.config(model))
     if model.causal:
         _write(folder / "generation_config.json", ids | {"do_sample": True, "max_length": model.context})
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     if tokenizer is not None:
         (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
-        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": model.context}
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": longest or model.context}
+        settings["model_input_names"] = ["input_ids", "attention_mask"]
         extra = {"clean_up_tokenization_spaces": False, "add_bos_token": False, "add_eos_token": False}
         _write(folder / "tokenizer_config.json", settings | extra | dict(special_tokens or {}))
     return chosen

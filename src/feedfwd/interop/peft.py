@@ -33,6 +33,7 @@ SUFFIXES = dict(zip(KINDS, ("lora_A.weight", "lora_B.weight", "lora_magnitude_ve
 KEY = re.compile(
     r"(.+)\.(lora_A\.weight|lora_B\.weight|lora_magnitude_vector|lora_B\.bias|base_layer\.bias)(?:\.weight)?"
 )
+HEADS = ("lm_head", "cls.", "classifier", "score")  # what stands above a body
 # Settings that change an adapter's outputs in a way that isn't read here.
 FOREIGN = [
     *("alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "monteclora_config"),
@@ -119,6 +120,8 @@ def save_peft(
     tensors = {f"{PREFIX}{part}.{suffix}": t for part, own in values.items() for suffix, t in own.items()}
     others = [names(part) for path, _ in model.named_modules() for part in _unpacked(path)]
     others += [names(part) for path in linear_maps(model) for part in _unpacked(path)]
+    if family is not None and isinstance(model, Transformer):  # what it may have that isn't here, as BERT's pooler
+        others += [names(pair.ours[0].rpartition(".")[0]) for pair in family.pairs(model.head_kind)]
     others = [other.partition("#")[0] for other in others]
     config = _config(adapters, others) | {"base_model_name_or_path": base, "fan_in_fan_out": bool(packed)}
     trained = {key: p for key, p in model.named_parameters() if p.requires_grad and ".lora_" not in key}
@@ -138,14 +141,17 @@ def load_peft(
 
     `names` and `family` as in `save_peft`. A file that adapts one half of a packed weight is read with the other half
     at zero, A and B both, where it stays in training too. Whole tensors in the file (`modules_to_save`, biases of other
-    layers) replace the model's. Raises DataError for a folder that isn't such an adapter, or one made for another
-    model.
+    layers) replace the model's; those of a head are left out where the model has none. Raises DataError for a folder
+    that isn't such an adapter, or one made for another model.
     """
     config, tensors = _read(Path(folder))
     if family is not None:
         assert isinstance(model, Transformer)
         names = family_names(family, model)
         tensors = _prefixed(tensors, family.prefix, "" if model.head_kind == "none" else family.prefix)
+        if model.head_kind == "none":
+            above = HEADS if model.pooler is not None else (*HEADS, "pooler.")
+            tensors = {key: t for key, t in tensors.items() if not key.removeprefix(PREFIX).startswith(above)}
     found: dict[str, Values] = defaultdict(dict)  # by their paths
     whole: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
@@ -185,11 +191,10 @@ def load_peft(
 
 def _prefixed(tensors: Mapping[str, Tensor], either: str, wanted: str) -> dict[str, Tensor]:
     """The tensors of a body with the prefix that it has under a head, or without, as it was saved or not."""
-    heads = ("lm_head", "cls.", "classifier", "score")
     found = {}
     for key, tensor in tensors.items():
         path = key.removeprefix(PREFIX).removeprefix(either)
-        found[PREFIX + ("" if path.startswith(heads) else wanted) + path] = tensor
+        found[PREFIX + ("" if path.startswith(HEADS) else wanted) + path] = tensor
     return found
 
 

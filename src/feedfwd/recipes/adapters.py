@@ -20,7 +20,7 @@ from feedfwd.config_finetune import AdaptConfig
 from feedfwd.errors import ConfigError, DataError, RunError
 from feedfwd.ffn.lora import adapter_state, add_adapters, load_adapter_state, lora_layers
 from feedfwd.ffn.lora_linear import Adapter
-from feedfwd.interop.families import family_named
+from feedfwd.interop.families import FAMILIES
 from feedfwd.interop.peft import CONFIG, load_peft
 from feedfwd.models import adapt
 from feedfwd.models.transformer import Transformer
@@ -99,7 +99,8 @@ def adapted(
     body = adapt.transformer_of(model)
     place = Path(settings.start).expanduser()
     if (place / CONFIG).is_file():
-        load_peft(body, place, NAME, family=family_named(pretrained.family) if pretrained.family else None)
+        own = (family for family in FAMILIES.values() if not family.unable(body))  # as which a run of ours is exported
+        load_peft(body, place, NAME, family=FAMILIES.get(pretrained.family) or next(own, None))
     else:
         _of_run(settings.start, place, body, pretrained)
     found = {layer.adapters[NAME].method for _, layer in lora_layers(body)}

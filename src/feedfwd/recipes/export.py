@@ -10,30 +10,46 @@ from torch import Tensor, nn
 from feedfwd.data.preprocess import Preprocessor
 from feedfwd.errors import ConfigError, RunError, nearest
 from feedfwd.recipes.console import Listener
+from feedfwd.recipes.export_hf import adapter_folder, chatter_folder, classifier_folder
 from feedfwd.recipes.predictor import Predictor
 from feedfwd.recipes.verbs import verb_of
 from feedfwd.recipes.writer import Writer
 
-FORMS = {"hf": "pretrain", "onnx": "fit"}  # which verb's runs have it
+FORMS = {"hf": ("pretrain", "finetune", "instruct"), "onnx": ("fit",), "peft": ("finetune", "instruct")}  # whose runs
 
 
 def export_run(path: Path, to: str, out: Path, listener: Listener) -> None:
     """Write the run at `path` to the new folder `out`.
 
-    `hf`: what AutoModelForCausalLM and AutoTokenizer load, with the same logits. `onnx`: model.onnx, which takes raw
-    examples as the run's data had them, flattened, and gives what `predict_proba` does, or values; and classes.txt.
-    Raises ConfigError for a model that the form can't express, naming the setting, and RunError for a folder in use.
+    `hf`: what AutoTokenizer and AutoModelForCausalLM or AutoModelForSequenceClassification load, with the same outputs.
+    `peft`: a run's adapters alone. `onnx`: model.onnx, which takes raw examples as the run's data had them, flattened,
+    and gives what `predict_proba` does, or values; and classes.txt. Raises ConfigError for a model that the form can't
+    express, naming the setting, and RunError for a folder in use.
     """
     if to not in FORMS:
         raise ConfigError(f"unknown form --to {to}", hint=nearest(to, FORMS))
     verb = verb_of(path)
-    if verb != FORMS[to]:
-        other = next((form for form, made_by in FORMS.items() if made_by == verb), None)
-        hint = f"this one goes --to {other}" if other else "give another run"
-        raise ConfigError(f"--to {to} is for runs of `feedfwd {FORMS[to]}`, and {path} is one of `{verb}`", hint=hint)
+    if verb not in FORMS[to]:
+        others = [form for form, made_by in FORMS.items() if verb in made_by]
+        hint = f"this one goes --to {' or '.join(others)}" if others else "give another run"
+        what = (
+            f"--to {to} is for runs of {' and '.join(f'`{name}`' for name in FORMS[to])}, and {path} is one of `{verb}`"
+        )
+        raise ConfigError(what, hint=hint)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out} exists and is not empty; nothing is overwritten", hint="choose another --out")
-    _whole(out, _hf(path, listener) if to == "hf" else _onnx(path, listener))
+    match to, verb:
+        case "hf", "pretrain":
+            write = _hf(path, listener)
+        case "hf", "finetune":
+            write = classifier_folder(path, listener)
+        case "hf", _:
+            write = chatter_folder(path, listener)
+        case "peft", _:
+            write = adapter_folder(path, listener)
+        case _:
+            write = _onnx(path, listener)
+    _whole(out, write)
     listener.say(f"{path} is in {out}: " + ", ".join(sorted(p.name for p in out.iterdir())))
 
 

@@ -1,6 +1,6 @@
 """`feedfwd info` and `feedfwd runs`: what there is, without training anything."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from feedfwd.config_finetune import FinetuneConfig
 from feedfwd.config_pretrain import PretrainConfig
 from feedfwd.errors import ConfigError, FeedfwdError
 from feedfwd.recipes.console import Terminal
+from feedfwd.recipes.verbs import TASKS
 from feedfwd.report.words import duration, score, word
 
 
@@ -57,21 +58,37 @@ def _rows(kind: type[BaseModel], prefix: str = "") -> list[tuple[str, Any, str]]
 
 def show_run(run: Run, terminal: Terminal) -> None:
     verb = str(run.about().get("verb"))
-    about = {"pretrain": _about_text, "finetune": _about_labelled}.get(verb, _about_fit)
-    for line in about(run):
+    about = {"pretrain": _about_text, "finetune": _about_labelled, **dict.fromkeys(TASKS, _about_task)}
+    for line in about.get(verb, _about_fit)(run):
         terminal.say(line)
     if not run.finished:
         step = run.saved_step()
         where = f"saved at step {step}" if step is not None else "no state saved yet"
-        terminal.say(f"unfinished ({where}); go on with: feedfwd {verb} --resume {run.path}")
+        command = "finetune" if verb in TASKS else verb
+        terminal.say(f"unfinished ({where}); go on with: feedfwd {command} --resume {run.path}")
         return
-    from feedfwd.recipes import say, say_text
-
     result = run.read_json(run.result_file)
-    for line in say_text.summary(result) if verb == "pretrain" else say.summary(result):
+    for line in _summary(verb)(result):
         terminal.say(line)
+    if (adapter := run.path / "adapter.safetensors").is_file():
+        size = adapter.stat().st_size / 1e6
+        terminal.say(f"adapters as trained: {adapter.name}, {size:.1f} MB; feedfwd export {run.path} --to peft")
     terminal.say(f"{result['parameters']:,} parameters; repeat with: {result['command']}")
     terminal.say(f"report: {run.report_file}")
+
+
+def _summary(verb: str) -> Callable[[Mapping[str, Any]], list[str]]:
+    """What says a run's result in words."""
+    match verb:
+        case "pretrain":
+            from feedfwd.recipes.say_text import summary
+        case "instruct":
+            from feedfwd.recipes.instruct import summary
+        case "embed" | "rank":
+            from feedfwd.recipes.retrieval import summary
+        case _:
+            from feedfwd.recipes.say import summary
+    return summary
 
 
 def _about_fit(run: Run) -> list[str]:
@@ -92,6 +109,15 @@ def _about_labelled(run: Run) -> list[str]:
     return [
         f"{run.path}: feedfwd finetune {config.source}, seed {config.seed}",
         f"{what}; rate {config.optimizer.lr:.3g}",
+    ]
+
+
+def _about_task(run: Run) -> list[str]:
+    """Of a task of `finetune` with settings of its own."""
+    said = run.settings()
+    return [
+        f"{run.path}: feedfwd finetune {said['source']} --task {run.about()['verb']}, seed {said['seed']}",
+        f"from {said.get('pretrained', 'scratch')}, method {said['method']}; rate {said['optimizer']['lr']:.3g}",
     ]
 
 
@@ -176,6 +202,8 @@ def _row(run: Run) -> tuple[str, ...]:
         return str(run.path), source, "", "", "unfinished"
     result = run.read_json(run.result_file)
     part = "test" if result.get("test") else "validation"
+    if not result[part]:
+        return str(run.path), source, "", duration(result["seconds"]["train"]), "finished"
     name = next(iter(result[part]))
     if result["task"] == "language":
         name = "bits_per_byte" if "bits_per_byte" in result[part] else "loss"

@@ -5,7 +5,7 @@ import math
 import shlex
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -279,6 +279,10 @@ class Instructing(Training):
         left = "" if math.isnan(now.eta) else f"  {clock(now.eta)} left"
         return {"examples_per_second": speed}, f"loss {now.loss:.4f}  {speed:,.1f} conversations/s{left}"
 
+    @property
+    def held_out(self) -> int:
+        return len(self.p.validation or ())
+
     def look(self) -> dict[str, float] | None:
         return None if self.p.validation is None else answer_scores(self.p.model, self.p.validation)
 
@@ -395,7 +399,7 @@ def example(p: PreparedChats) -> list[str]:
     ]
 
 
-def summary(result: dict[str, Any]) -> list[str]:
+def summary(result: Mapping[str, Any]) -> list[str]:
     """The last lines of a run."""
     lines = []
     if scores := result["validation"]:

@@ -1,0 +1,213 @@
+"""Fine-tuned runs as Hugging Face's: a folder that AutoModel reads, or the adapters alone for peft."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from feedfwd.checkpoint import Run
+from feedfwd.data.model_tokenizer import ModelTokenizer
+from feedfwd.errors import ConfigError, RunError
+from feedfwd.interop.families import FAMILIES, Family, family_of
+from feedfwd.interop.huggingface import export
+from feedfwd.interop.peft import save_peft
+from feedfwd.models.bag import Bag
+from feedfwd.models.encoder import Encoder
+from feedfwd.models.mlp import PlainLayer
+from feedfwd.models.transformer import Transformer, build
+from feedfwd.recipes.adapters import NAME, Kept
+from feedfwd.recipes.chatter import Chatter
+from feedfwd.recipes.classifier import TextClassifier, TokenReader
+from feedfwd.recipes.console import Listener
+from feedfwd.recipes.goals import Number, SeveralLabels
+
+Write = Callable[[Path], object]
+
+
+# --- a model --------------------------------------------------------------------------------------------------------
+
+
+def classifier_folder(path: Path, listener: Listener) -> Write:
+    """What AutoModelForSequenceClassification loads, with the run's own probabilities or numbers."""
+    found = TextClassifier.load(path)
+    model, goal = with_family_head(found), found.goal
+    family = _family(str(_about(found).get("family")), model)
+    listener.say(f"family {family.name}: AutoModelForSequenceClassification and AutoTokenizer load it")
+    problem = "regression" if isinstance(goal, Number) else "single_label_classification"
+    problem = "multi_label_classification" if isinstance(goal, SeveralLabels) else problem
+    if found.verdict is not None:
+        listener.say(f"its logits are divided by the run's temperature, {found.verdict.temperature:.3g}")
+    reader = found.reader
+    assert isinstance(reader, TokenReader)
+    tokenizer = reader.tokenizer
+    return lambda folder: export(
+        model,
+        folder,
+        tokenizer=with_its_ends(tokenizer),
+        special_tokens=tokenizer.special,
+        pad=tokenizer.pad,
+        family=family.name,
+        labels=goal.classes or None,
+        longest=reader.longest,
+        problem=problem,
+    )
+
+
+def chatter_folder(path: Path, listener: Listener) -> Write:
+    """What AutoModelForCausalLM and AutoTokenizer load, the chat template included."""
+    chatter = Chatter.load(path)
+    model, tokenizer, template = chatter.model, chatter.tokenizer, chatter.template
+    said = json.loads(Run(path).preprocess_file.read_text(encoding="utf-8"))
+    family = _family(str(said.get("family")), model)
+    listener.say(f"family {family.name}: AutoModelForCausalLM and AutoTokenizer load it, with its chat template")
+
+    def write(folder: Path) -> None:
+        export(
+            model, folder, tokenizer=tokenizer.text, special_tokens=tokenizer.special, end=template.stop,
+            pad=tokenizer.pad, family=family.name,
+        )  # fmt: skip
+        (folder / "chat_template.jinja").write_text(template.source, encoding="utf-8")
+
+    return write
+
+
+def with_family_head(found: TextClassifier) -> Transformer:
+    """A classifier as the families have it: an encoder's first state through a tanh layer as wide as the model, or a
+    decoder's last state, and one linear map. Raises ConfigError naming the setting that makes it another.
+    """
+    model = found.model
+    if isinstance(model, Bag):
+        raise ConfigError("a bag of n-grams is of no family of Hugging Face's", hint="use it by ff.load(run)")
+    b, mlp, width = model.backbone, model.mlp, model.backbone.width
+    wanted: dict[str, tuple[object, object]] = {
+        "encoder.pooling": (model.pooling, "last" if b.causal else "cls"),
+        "encoder.hidden": (list(mlp.sizes[1:-1]), [] if b.causal else [width]),
+    }
+    first = next(iter(mlp.blocks), None)
+    if not b.causal:
+        wanted["ffn.activation"] = found.config.ffn.activation, "tanh"
+        wanted["ffn.kind"] = found.config.ffn.kind, "dense"
+    wanted["ffn.bias"] = mlp.head.bias is not None, not b.causal
+    wrong = [(setting, own, theirs) for setting, (own, theirs) in wanted.items() if own != theirs]
+    if wrong:
+        what = ", ".join(f"{setting}={_word(own)}" for setting, own, _ in wrong)
+        sets = " ".join(f"--set {setting}={_word(theirs)}" for setting, _, theirs in wrong)
+        kind = "decoder" if b.causal else "encoder"
+        raise ConfigError(f"no {kind} of Hugging Face's classifies with {what}", hint=f"train with {sets}")
+    last = {"head": "classes", "classes": mlp.sizes[-1], "pooler": not b.causal}
+    whole = build(b.settings | last)
+    state: dict[str, Tensor] = dict(b.state_dict())
+    state |= {f"head.{name}": tensor for name, tensor in _scaled(found, mlp.head).items()}
+    if isinstance(first, PlainLayer):
+        state |= {f"pooler.{name}": tensor for name, tensor in first.linear.state_dict().items()}
+    whole.load_state_dict(state)
+    return whole.eval()
+
+
+def _word(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _scaled(found: TextClassifier, head: nn.Module) -> dict[str, Tensor]:
+    """The last map, what the run does to its outputs taken in: the temperature, or a number's mean and deviation."""
+    goal, state = found.goal, head.state_dict()
+    if isinstance(goal, Number):
+        if "bias" not in state:
+            what = f"a decoder's classifier has no bias for the mean of {goal.name}"
+            raise ConfigError(what, hint="use it by ff.load(run), or train an encoder")
+        return {"weight": state["weight"] * goal.std, "bias": state["bias"] * goal.std + goal.mean}
+    temperature = 1.0 if found.verdict is None else found.verdict.temperature
+    return {name: tensor / temperature for name, tensor in state.items()}
+
+
+def with_its_ends(tokenizer: ModelTokenizer) -> str:
+    """tokenizer.json, which itself puts around a text what the model was trained with."""
+    if not (tokenizer.before or tokenizer.after):
+        return tokenizer.text
+    from tokenizers import Tokenizer
+    from tokenizers.processors import Sequence, TemplateProcessing
+
+    engine = Tokenizer.from_str(tokenizer.text)
+    names = {i: str(engine.id_to_token(i)) for i in (*tokenizer.before, *tokenizer.after)}
+    around = TemplateProcessing(
+        single=[*(names[i] for i in tokenizer.before), "$A", *(names[i] for i in tokenizer.after)],
+        special_tokens=[(name, i) for i, name in names.items()],
+    )
+    engine.post_processor = around if engine.post_processor is None else Sequence([engine.post_processor, around])
+    text: str = engine.to_str(pretty=True)
+    return text
+
+
+def _family(read_as: str, model: Transformer) -> Family:
+    """The one it was read as, or the first that can express it."""
+    family = FAMILIES.get(read_as)
+    return family if family is not None and not family.unable(model) else family_of(model)
+
+
+def _about(found: TextClassifier) -> dict[str, object]:
+    assert found.run is not None
+    run = Run(found.run)
+    about: dict[str, object] = run.read_json(run.preprocess_file).get("pretrained") or {}
+    return about
+
+
+# --- adapters ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Base:
+    """What adapters are given to: a network of the base's form, its weights not needed."""
+
+    model: Transformer
+    family: Family
+    loads: str  # which of transformers' classes
+    notes: tuple[str, ...] = ()
+
+
+def adapter_folder(path: Path, listener: Listener) -> Write:
+    """adapter_config.json and adapter_model.safetensors, with the classifying head where the family has one like it."""
+    kept = Kept.of(path)
+    if kept is None:
+        hint = "a run of --method lora or dora has some; this one goes --to hf"
+        raise RunError(f"{path} has no adapters", hint=hint)
+    run = Run.open(path)
+    base = _of_chatter(path) if run.about().get("verb") == "instruct" else _of_classifier(path)
+    trained = [p for p in base.model.parameters() if p.requires_grad]
+    with torch.no_grad():
+        kept.give(base.model)
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    for note in base.notes:
+        listener.say(f"note: {note}")
+    place = kept.base
+    if (Path(place).expanduser() / "config.toml").is_file():
+        listener.say(f"{place} is a run of ours: peft needs it as feedfwd export {place} --to hf writes it")
+    listener.say(f"PeftModel.from_pretrained({base.loads}.from_pretrained({place!r}), …) has the run's outputs")
+    return lambda folder: save_peft(base.model, folder, NAME, family=base.family, base=place)
+
+
+def _of_chatter(path: Path) -> Base:
+    chatter = Chatter.load(path)
+    said = json.loads(Run(path).preprocess_file.read_text(encoding="utf-8"))
+    model = chatter.model.requires_grad_(False)
+    return Base(model, _family(str(said.get("family")), model), "AutoModelForCausalLM")
+
+
+def _of_classifier(path: Path) -> Base:
+    found = TextClassifier.load(path)
+    try:
+        model = with_family_head(found)
+    except ConfigError as error:
+        assert isinstance(found.model, Encoder)
+        body = build(found.model.backbone.settings)
+        family = _family(str(_about(found).get("family")), body)
+        note = f"the head is not in it ({error.message}): it stays in {path}, and these are the adapters of the body"
+        return Base(body.requires_grad_(False), family, "AutoModel", (note,))
+    model.requires_grad_(False)
+    for part in filter(None, (model.head, model.pooler)):
+        part.requires_grad_(True)
+    family = _family(str(_about(found).get("family")), model)
+    return Base(model, family, "AutoModelForSequenceClassification")
