@@ -203,17 +203,17 @@ def finetune(
 
                 instruct.resume(resume, terminal, started=STARTED)
                 return
-            if verb_of(resume) == "embed":
-                from feedfwd.recipes import embed
+            if verb_of(resume) in ("embed", "rank"):
+                from feedfwd.recipes import embed, rank
 
-                embed.resume(resume, terminal, started=STARTED)
+                (embed if verb_of(resume) == "embed" else rank).resume(resume, terminal, started=STARTED)
                 return
             recipe.resume(resume, terminal, started=STARTED)
             return
         if task == "instruct":
             learn_to_answer(terminal, flags | {"shots": shots}, set_, config, run, dry_run)
             return
-        if task == "embed":
+        if task in ("embed", "rank"):
             learn_from_pairs(terminal, flags | {"shots": shots}, set_, config, run, dry_run)
             return
         set_ = [*(set_ or []), *([f"data.shots={shots}"] if shots is not None else [])]
@@ -254,22 +254,32 @@ def learn_to_answer(
 def learn_from_pairs(
     terminal: Any, flags: dict[str, Any], set_: list[str] | None, config: Path | None, run: Path | None, dry_run: bool
 ) -> None:
-    """`feedfwd finetune --task embed`."""
+    """`feedfwd finetune --task embed` and `--task rank`."""
     from feedfwd.config import parse
-    from feedfwd.config_retrieval import EmbedConfig
+    from feedfwd.config_retrieval import EmbedConfig, RankConfig
     from feedfwd.errors import ConfigError
-    from feedfwd.recipes import embed
+    from feedfwd.recipes import embed, rank
 
     if flags.pop("shots") is not None:
         raise ConfigError("--shots is for labelled texts to classify", hint="leave it out")
-    settings = layered(EmbedConfig, config, set_, flags)
+    ranking = flags["task"] == "rank"
+    settings = layered(RankConfig if ranking else EmbedConfig, config, set_, flags)
     if "source" not in settings:
         raise ConfigError("no DATA to train on", hint=f"try: feedfwd finetune pairs.csv --task {flags['task']}")
-    chosen = parse(EmbedConfig, settings)
+    if not ranking:
+        chosen = parse(EmbedConfig, settings)
+        if dry_run:
+            embed.dry_run(chosen, terminal)
+        else:
+            embed.embed_config(chosen, run, terminal, started=STARTED)
+        return
+    if "pretrained" not in settings:
+        raise ConfigError("--task rank needs a model that reads already", hint="name one with --from")
+    wanted = parse(RankConfig, settings)
     if dry_run:
-        embed.dry_run(chosen, terminal)
+        rank.dry_run(wanted, terminal)
     else:
-        embed.embed_config(chosen, run, terminal, started=STARTED)
+        rank.rank_config(wanted, run, terminal, started=STARTED)
 
 
 @app.command()

@@ -143,5 +143,5 @@ def preset(config: EmbedConfig | RankConfig) -> dict[str, Any]:
     if config.pretrained is None:
         return {"optimizer.lr": 0.01, "train.epochs": 2 * epochs, "train.batch_size": 128}
     size = 64 if config.task == "embed" else 16
-    rate = {"full": 5e-5, "lora": 5e-4, "dora": 5e-4}[config.method]
+    rate = 1e-4 if config.method == "full" else 1e-3
     return {"optimizer.lr": rate, "optimizer.head": 10.0, "train.epochs": epochs, "train.batch_size": size}

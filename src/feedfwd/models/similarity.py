@@ -4,13 +4,14 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from feedfwd.data.ragged import PAD
 from feedfwd.models.bag import Bag
 from feedfwd.models.encoder import Encoder, pool
 from feedfwd.models.transformer import Transformer
 
+SHARPNESS = 20.0  # by which a cosine is multiplied to make a score: 1 / .05
 GROUPS = 4  # passes that a batch is read in at most, its rows sorted by length, so that little is filled up
 
 
@@ -67,13 +68,27 @@ class BagVectors(Bag):
 class PairReader(Encoder):
     """Rows of two texts (R, T), filled up with `PAD`, to a score for each, (R, 1).
 
-    A token of the second text stands as its id plus the vocabulary's size, which tells a model with token types of it.
+        score = s · cos(mean state of the first text, mean state of the second) + linear(pooled states of the row)
+
+    The linear map starts at zero and s at `SHARPNESS`, so that the ranking starts about where the cosine of the two
+    texts' vectors has it, and not anywhere. A token of the second text stands as its id plus the vocabulary's size; a
+    model with token types is told of it.
+
+    >>> model = PairReader(Transformer(50, width=8, depth=1, heads=2, hidden=16, causal=False))
+    >>> model(torch.tensor([[5, 7, 59], [4, 54, PAD]])).shape
+    torch.Size([2, 1])
     """
 
-    def features(self, x: Tensor) -> Tensor:  # (R, T) -> (R, W)
+    def __init__(self, backbone: Transformer, *, pooling: str = "mean") -> None:
+        super().__init__(backbone, 1, pooling=pooling, init="zero")
+        self.sharpness = nn.Parameter(torch.tensor(SHARPNESS))
+
+    def forward(self, x: Tensor) -> Tensor:  # (R, T) -> (R, 1)
         there = x != PAD
         x = x.clamp(min=0)
-        second = x >= self.backbone.vocabulary
+        second = there & (x >= self.backbone.vocabulary)
         ids = torch.where(second, x - self.backbone.vocabulary, x)
         types = second.long() if self.backbone.types > 1 else None
-        return pool(self.backbone.hidden(ids, lengths=there.sum(1), types=types), there, self.pooling)
+        h = self.backbone.hidden(ids, lengths=there.sum(1), types=types)
+        cosine = F.cosine_similarity(pool(h, there & ~second, "mean").float(), pool(h, second, "mean").float())
+        return self.sharpness * cosine[:, None] + self.mlp(pool(h, there, self.pooling)).float()

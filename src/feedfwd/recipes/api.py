@@ -53,7 +53,8 @@ def load(run: str | Path) -> Any:
 
     Of `fit` a `Predictor`: `.predict(x)`, `.predict_proba(x)`. Of `pretrain` a `Writer`: `.write(prompt)`,
     `.complete(prompts)`, and `.model(ids)` gives logits. Of `finetune` a `TextClassifier`: `.predict(texts)`,
-    `.predict_proba(texts)`; with --task embed a `TextEncoder`: `.encode(texts)`, `.search(queries, texts, k)`.
+    `.predict_proba(texts)`; with --task embed a `TextEncoder`: `.encode(texts)`, `.search(queries, texts, k)`;
+    with --task rank a `Ranker`: `.rank(query, candidates)`.
     """
     path = Path(run)
     verb = verb_of(path)
@@ -65,6 +66,10 @@ def load(run: str | Path) -> Any:
         from feedfwd.recipes.searcher import TextEncoder
 
         return TextEncoder.load(path)
+    if verb == "rank":
+        from feedfwd.recipes.ranker import Ranker
+
+        return Ranker.load(path)
     if verb == "instruct":
         from feedfwd.recipes.chatter import Chatter
 

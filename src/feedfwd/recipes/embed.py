@@ -27,13 +27,13 @@ from feedfwd.recipes.console import Listener
 from feedfwd.recipes.prepare import usable_device
 from feedfwd.recipes.pretrained import load_pretrained
 from feedfwd.recipes.retrieval import (
+    Measured,
     Parts,
     Prepared,
     Scores,
     adapt_encoder,
     cut_note,
     dry_run_config,
-    means,
     parts,
     resume_run,
     run_config,
@@ -88,17 +88,18 @@ class PreparedVectors(Prepared):
         hard = self.config.data.negatives if len(self.batches().wrong) else 0
         return round(self.config.train.batch_size * (2 + hard) * float(self.rows.lengths.float().mean()))
 
-    def measured(self, part: str) -> dict[str, Floats]:
+    def measured(self, part: str) -> Measured:
         queries = self.data.queries[part]
         if part == "validation":
             queries = queries[:LOOKED_AT]
-        return found_by(self.data.known, queries, passed(self.model, self.rows))
+        return Measured.of_queries(found_by(self.data.known, queries, passed(self.model, self.rows)))
 
     def compared(self) -> dict[str, Scores]:
         known, queries = self.data.known, self.data.queries["test"]
         came = passed(self.model, self.rows) if self.before is None else self.before
         name = "untrained" if self.pretrained is None else "as it came"
-        return {name: means(found_by(known, queries, came)), "BM25": means(found_by_words(known, queries))}
+        found = {name: found_by(known, queries, came), "BM25": found_by_words(known, queries)}
+        return {name: Measured.of_queries(values).scores for name, values in found.items()}
 
     def about_model(self) -> list[str]:
         lengths = self.rows.lengths

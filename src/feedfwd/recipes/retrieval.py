@@ -135,6 +135,23 @@ def fingerprint(known: Judged) -> str:
 # --- what is trained --------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Measured:
+    """Scores, of how many examples, and 95 % of what other examples of the kind would show."""
+
+    scores: Scores
+    n: int
+    intervals: dict[str, list[float]]
+
+    @classmethod
+    def of_queries(cls, found: dict[str, Floats]) -> "Measured":
+        """Means of scores that each query has, (Q,)."""
+        stacked = np.stack(list(found.values()), 1)
+        low, high = bootstrap_interval(lambda values: values.mean(1), stacked)
+        ends = {name: [float(low[i]), float(high[i])] for i, name in enumerate(found)}
+        return cls({name: float(values.mean()) for name, values in found.items()}, len(stacked), ends)
+
+
 @dataclass
 class Prepared(ABC):
     """All that a training needs; the same settings make the same things."""
@@ -159,8 +176,8 @@ class Prepared(ABC):
     def loss(self) -> Loss: ...
 
     @abstractmethod
-    def measured(self, part: str) -> dict[str, Floats]:
-        """Scores of the model as it is, query by query."""
+    def measured(self, part: str) -> Measured:
+        """Scores of the model as it is."""
 
     @abstractmethod
     def compared(self) -> dict[str, Scores]:
@@ -363,7 +380,7 @@ class Retrieving(Training):
         self.compared: dict[str, Scores] = {}
 
     def look(self) -> Scores | None:
-        return means(self.p.measured("validation")) if "validation" in self.p.data.queries else None
+        return self.p.measured("validation").scores if "validation" in self.p.data.queries else None
 
     def counters(self) -> dict[str, Any]:
         return {"compared": self.compared}
@@ -385,7 +402,7 @@ class Retrieving(Training):
             scores["validation"] = found
             self.run.log({"event": "validation", "step": self.step, "scores": found, "seconds": self.seconds})
         measured = p.measured("test")
-        scores["test"] = means(measured)
+        scores["test"] = measured.scores
         self.run.save_model(p.model.state_dict())
         per_update = min(p.config.train.batch_size, p.examples) * p.config.train.accumulate
         result: dict[str, Any] = {
@@ -404,21 +421,10 @@ class Retrieving(Training):
             "notes": [*p.data.notes, *p.notes],
             "command": command(p.config),
             "environment": environment.describe(p.device, p.precision),
-            "test_details": {"kind": p.verb, "n": len(next(iter(measured.values()))), "intervals": intervals(measured)},
+            "test_details": {"kind": p.verb, "n": measured.n, "intervals": measured.intervals},
         }
         self.leave(result, summary)
         return p.keeper(self.run.path)
-
-
-def means(measured: dict[str, Floats]) -> Scores:
-    return {name: float(values.mean()) for name, values in measured.items()}
-
-
-def intervals(measured: dict[str, Floats]) -> dict[str, list[float]]:
-    """95 % of each score, over other queries of the kind."""
-    stacked = np.stack(list(measured.values()), 1)
-    low, high = bootstrap_interval(lambda values: values.mean(1), stacked)
-    return {name: [float(low[i]), float(high[i])] for i, name in enumerate(measured)}
 
 
 # --- what is said -----------------------------------------------------------------------------------------------------
