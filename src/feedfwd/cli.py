@@ -153,9 +153,10 @@ def finetune(
     task: Annotated[
         str | None,
         typer.Option(
-            metavar="classify|regress|embed|rank|instruct",
+            metavar="classify|regress|embed|rank|instruct|continue",
             help="What to learn; embed: vectors of texts, rank: which answer fits a query, both from pairs of texts; "
-            "instruct: to answer, from conversations.  [default: by the target column]",
+            "instruct: to answer, from conversations; continue: as in pretraining, from any text.  "
+            "[default: by the target column]",
         ),
     ] = None,
     shots: Annotated[
@@ -192,11 +193,7 @@ def finetune(
     }
     with Terminal() as terminal:
         if resume is not None:
-            if pretrained is not None:
-                raise ConfigError(
-                    f"--resume {resume} goes on with a run, --from {pretrained} starts a new one from its weights",
-                    hint="leave one out",
-                )
+            not_from_beside_resume(resume, pretrained)
             refuse_beside_resume({**flags, "shots": shots}, set_=set_, run=run, config=config)
             if verb_of(resume) == "instruct":
                 from feedfwd.recipes import instruct
@@ -209,6 +206,9 @@ def finetune(
                 (embed if verb_of(resume) == "embed" else rank).resume(resume, terminal, started=STARTED)
                 return
             recipe.resume(resume, terminal, started=STARTED)
+            return
+        if task == "continue":
+            train_further(terminal, flags | {"shots": shots}, set_, config, run, dry_run)
             return
         if task == "instruct":
             learn_to_answer(terminal, flags | {"shots": shots}, set_, config, run, dry_run)
@@ -225,6 +225,43 @@ def finetune(
             recipe.dry_run(chosen, terminal)
         else:
             recipe.finetune_config(chosen, run, terminal, started=STARTED)
+
+
+def train_further(
+    terminal: Any, flags: dict[str, Any], set_: list[str] | None, config: Path | None, run: Path | None, dry_run: bool
+) -> None:
+    """`feedfwd finetune --task continue`, which is `feedfwd pretrain --from`."""
+    from feedfwd.config import parse
+    from feedfwd.config_pretrain import PretrainConfig
+    from feedfwd.errors import ConfigError
+    from feedfwd.recipes import pretrain as recipe
+
+    for name in ("test", "target", "shots"):
+        if flags.pop(name) is not None:
+            raise ConfigError(f"--{name} is for labelled texts, not for --task continue", hint="leave it out")
+    column, source = flags.pop("text"), flags.pop("source")
+    set_ = [*(set_ or []), *([f"data.column={column}"] if column is not None else [])]
+    flags = flags | {"sources": None if source is None else [source], "task": None}
+    settings = layered(PretrainConfig, config, set_, flags)
+    if "sources" not in settings:
+        raise ConfigError("no text to train on", hint="try: feedfwd finetune texts.txt --task continue --from RUN")
+    if "pretrained" not in settings:
+        raise ConfigError("--task continue needs a model to train further", hint="name one with --from")
+    chosen = parse(PretrainConfig, settings)
+    if dry_run:
+        recipe.dry_run(chosen, terminal)
+    else:
+        recipe.pretrain_config(chosen, run, terminal, started=STARTED)
+
+
+def not_from_beside_resume(resume: Path, pretrained: str | None) -> None:
+    from feedfwd.errors import ConfigError
+
+    if pretrained is not None:
+        raise ConfigError(
+            f"--resume {resume} goes on with a run, --from {pretrained} starts a new one from its weights",
+            hint="leave one out",
+        )
 
 
 def learn_to_answer(
@@ -296,6 +333,18 @@ def pretrain(
     size: Annotated[
         str | None, typer.Option(metavar="nano|tiny|small|…", help="Size of the model.  [default: by effort]")
     ] = None,
+    pretrained: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="MODEL",
+            help="Train this one further: a run of `pretrain`, or a folder or name of Hugging Face's.  "
+            "[default: a new one]",
+        ),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(metavar="full|lora|dora", help="Which weights of MODEL are trained.  [default: full]")
+    ] = None,
     run: RunDir = None,
     effort: Effort = None,
     minutes: Minutes = None,
@@ -305,15 +354,24 @@ def pretrain(
     dry_run: DryRun = False,
     resume: ResumeRun = None,
 ) -> None:
-    """Train a language model on raw text, from zero."""
+    """Train a language model on raw text, from zero or further."""
     from feedfwd.config import parse
     from feedfwd.config_pretrain import PretrainConfig
     from feedfwd.recipes import pretrain as recipe
     from feedfwd.recipes.console import Terminal
 
-    flags = {"sources": sources or None, "size": size, "effort": effort, "minutes": minutes, "seed": seed}
+    flags = {
+        "sources": sources or None,
+        "size": size,
+        "pretrained": pretrained,
+        "method": method,
+        "effort": effort,
+        "minutes": minutes,
+        "seed": seed,
+    }
     with Terminal() as terminal:
         if resume is not None:
+            not_from_beside_resume(resume, pretrained)
             refuse_beside_resume(flags, set_=set_, run=run, config=config)
             recipe.resume(resume, terminal, started=STARTED)
             return
