@@ -35,6 +35,10 @@ def evaluate_run(
         return evaluate_text(path, source, listener)
     if verb_of(path) == "finetune":
         return evaluate_labelled(path, source, listener)
+    if (verb := verb_of(path)) in ("embed", "rank"):
+        from feedfwd.recipes.retrieved import evaluate_pairs
+
+        return evaluate_pairs(path, source, listener, verb)
     predictor = Predictor.load(path)
     if source is None:
         config = parse(FitConfig, Run.open(path).settings())
@@ -69,10 +73,21 @@ def _labelled(predictor: Predictor, source: str, data_dir: Path | None) -> Datas
 
 def predict_run(path: Path, source: str, out: Path | None, listener: Listener, *, data_dir: Path | None = None) -> None:
     """Answers for inputs without labels, as CSV or JSON lines; to the screen where no file is named."""
+    verb = verb_of(path)
+    if verb == "embed":
+        from feedfwd.recipes.retrieved import embed_file
+
+        embed_file(path, source, out, listener)
+        return
     if out is not None and out.suffix not in (".csv", ".jsonl"):
         raise ConfigError(f"--out {out} is of no known form", hint="name a .csv or .jsonl file")
-    if verb_of(path) == "finetune":
+    if verb == "finetune":
         write_rows(predict_labelled(path, source), out, listener)
+        return
+    if verb == "rank":
+        from feedfwd.recipes.retrieved import rank_file
+
+        write_rows(rank_file(path, source), out, listener)
         return
     predictor = Predictor.load(path)
     if isinstance(predictor.preprocess, TablePreprocessor):

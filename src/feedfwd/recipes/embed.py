@@ -160,7 +160,7 @@ def prepare_vectors(config: EmbedConfig, *, resolved: bool = False) -> PreparedV
         pretrained = load_pretrained(config.pretrained, dropout=e.dropout)
         model = TextVectors(pretrained.model, pooling=pretrained.pooling if e.pooling == "auto" else e.pooling)
         reader = TokenReader(pretrained.tokenizer, min(e.longest, pretrained.longest))
-        adapted = adapt_encoder(model, config)
+        adapted = adapt_encoder(model, config, pretrained)
         notes = cut_note(reader, data.known.texts)
     rows = reader.rows(data.known.texts)
     if isinstance(model, BagVectors):

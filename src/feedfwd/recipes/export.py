@@ -10,18 +10,23 @@ from torch import Tensor, nn
 from feedfwd.data.preprocess import Preprocessor
 from feedfwd.errors import ConfigError, RunError, nearest
 from feedfwd.recipes.console import Listener
-from feedfwd.recipes.export_hf import adapter_folder, chatter_folder, classifier_folder
+from feedfwd.recipes.export_hf import adapter_folder, chatter_folder, classifier_folder, encoder_folder
 from feedfwd.recipes.predictor import Predictor
 from feedfwd.recipes.verbs import verb_of
 from feedfwd.recipes.writer import Writer
 
-FORMS = {"hf": ("pretrain", "finetune", "instruct"), "onnx": ("fit",), "peft": ("finetune", "instruct")}  # whose runs
+FORMS = {
+    "hf": ("pretrain", "finetune", "instruct", "embed"),
+    "onnx": ("fit",),
+    "peft": ("finetune", "instruct"),
+}  # whose runs
 
 
 def export_run(path: Path, to: str, out: Path, listener: Listener) -> None:
     """Write the run at `path` to the new folder `out`.
 
-    `hf`: what AutoTokenizer and AutoModelForCausalLM or AutoModelForSequenceClassification load, with the same outputs.
+    `hf`: what AutoTokenizer and AutoModelForCausalLM or AutoModelForSequenceClassification load, with the same outputs;
+    of vectors AutoModel, or sentence-transformers with their pooling.
     `peft`: a run's adapters alone. `onnx`: model.onnx, which takes raw examples as the run's data had them, flattened,
     and gives what `predict_proba` does, or values; and classes.txt. Raises ConfigError for a model that the form can't
     express, naming the setting, and RunError for a folder in use.
@@ -41,6 +46,8 @@ def export_run(path: Path, to: str, out: Path, listener: Listener) -> None:
     match to, verb:
         case "hf", "pretrain":
             write = _hf(path, listener)
+        case "hf", "embed":
+            write = encoder_folder(path, listener)
         case "hf", "finetune":
             write = classifier_folder(path, listener)
         case "hf", _:

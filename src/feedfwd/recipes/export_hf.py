@@ -17,12 +17,14 @@ from feedfwd.interop.peft import save_peft
 from feedfwd.models.bag import Bag
 from feedfwd.models.encoder import Encoder
 from feedfwd.models.mlp import PlainLayer
+from feedfwd.models.similarity import TextVectors
 from feedfwd.models.transformer import Transformer, build
 from feedfwd.recipes.adapters import NAME, Kept
 from feedfwd.recipes.chatter import Chatter
 from feedfwd.recipes.classifier import TextClassifier, TokenReader
 from feedfwd.recipes.console import Listener
 from feedfwd.recipes.goals import Number, SeveralLabels
+from feedfwd.recipes.searcher import TextEncoder
 
 Write = Callable[[Path], object]
 
@@ -70,6 +72,42 @@ def chatter_folder(path: Path, listener: Listener) -> Write:
             pad=tokenizer.pad, family=family.name,
         )  # fmt: skip
         (folder / "chat_template.jinja").write_text(template.source, encoding="utf-8")
+
+    return write
+
+
+POOLED = {"mean": "mean_tokens", "cls": "cls_token", "last": "lasttoken"}  # sentence-transformers' words
+
+
+def encoder_folder(path: Path, listener: Listener) -> Write:
+    """What AutoModel loads, with the same states, and sentence-transformers with the run's pooling as well."""
+    found = TextEncoder.load(path)
+    model, reader = found.model, found.reader
+    if not isinstance(model, TextVectors) or not isinstance(reader, TokenReader):
+        raise ConfigError("a bag of n-grams is of no family of Hugging Face's", hint="use it by ff.load(run)")
+    about = Run(path).read_json(Run(path).preprocess_file)["pretrained"]
+    family, tokenizer, body = _family(str(about.get("family")), model.backbone), reader.tokenizer, model.backbone
+    listener.say(f"family {family.name}: AutoModel, AutoTokenizer and sentence-transformers load it")
+    modules = [
+        {"idx": i, "name": str(i), "path": place, "type": f"sentence_transformers.models.{kind}"}
+        for i, (kind, place) in enumerate([("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")])
+    ]
+    modes = {f"pooling_mode_{word}": how == model.pooling for how, word in POOLED.items()}
+    texts = {
+        "modules.json": modules,
+        "sentence_bert_config.json": {"max_seq_length": reader.longest, "do_lower_case": False},
+        "1_Pooling/config.json": {"word_embedding_dimension": body.width} | modes,
+    }
+
+    def write(folder: Path) -> None:
+        export(
+            body, folder, tokenizer=with_its_ends(tokenizer), special_tokens=tokenizer.special, pad=tokenizer.pad,
+            family=family.name, longest=reader.longest,
+        )  # fmt: skip
+        (folder / "2_Normalize").mkdir()
+        for name, value in texts.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
     return write
 

@@ -167,7 +167,7 @@ def prepare_lists(config: RankConfig, *, resolved: bool = False) -> PreparedList
         backbone = build(pretrained.settings | {"end": None})
         backbone.load_state_dict(pretrained.model.state_dict())
     model = PairReader(backbone, pooling=pretrained.pooling if e.pooling == "auto" else e.pooling)
-    adapted = adapt_encoder(model, config)
+    adapted = adapt_encoder(model, config, pretrained)
     pairs = PairRows(pretrained.tokenizer, min(e.longest, pretrained.longest), backbone.vocabulary)
     p = PreparedLists(
         config=config,
@@ -183,19 +183,17 @@ def prepare_lists(config: RankConfig, *, resolved: bool = False) -> PreparedList
     )
     if by_itself:
         _centre(p)
-        p.tested = {part: _judged(data.known, queries) for part, queries in data.queries.items() if part != "train"}
     else:
-        words = Finder(data.known)
-        p.mined = words.beside(data.train, data.queries["train"], config.data.mined)
-        for part, queries in data.queries.items():
-            if part != "train":
-                queries = queries[:LOOKED_AT] if part == "validation" else queries
-                given, more = _judged(data.known, queries), words.beside(data.known, queries, RERANKED)
-                p.tested[part] = torch.cat([given[0], more[0]]), torch.cat([given[1], more[1]])
+        train = data.queries["train"]
+        p.mined = Finder(data.known).beside(data.train, train, config.data.mined)
         if len(p.mined[0]):
             p.notes.append(
                 f"queries without negatives get {config.data.mined} that BM25 finds, and in the test {RERANKED}"
             )
+    for part, queries in data.queries.items():
+        if part != "train":
+            queries = queries[:LOOKED_AT] if part == "validation" else queries
+            p.tested[part] = to_rank(data.known, queries, by_itself=by_itself)
     p.notes += _cut(p)
     p.precision = choose(config.train.precision, device, products(model, p.places))
     return p
@@ -224,6 +222,15 @@ def judged_alone(known: Judged) -> bool:
     low = torch.full((len(queries),), torch.inf).scatter_reduce(0, row, known.relevance_J, "amin")
     high = torch.full((len(queries),), -torch.inf).scatter_reduce(0, row, known.relevance_J, "amax")
     return 2 * int((low < high).sum()) < len(queries)
+
+
+def to_rank(known: Judged, queries: Tensor, *, by_itself: bool) -> Pairs:
+    """What a test ranks: the judged candidates of each query, and what BM25 finds where none is known to be wrong."""
+    given = _judged(known, queries)
+    if by_itself:
+        return given
+    more = Finder(known).beside(known, queries, RERANKED)
+    return torch.cat([given[0], more[0]]), torch.cat([given[1], more[1]])
 
 
 def _judged(known: Judged, queries: Tensor) -> Pairs:

@@ -27,6 +27,7 @@ from feedfwd.models import adapt
 from feedfwd.models.adapt import layer_rates
 from feedfwd.models.encoder import Encoder
 from feedfwd.recipes import environment
+from feedfwd.recipes.adapters import LOW_RANK, adapted, keep
 from feedfwd.recipes.classifier import TOKENIZER, TokenReader
 from feedfwd.recipes.console import Listener, Silent
 from feedfwd.recipes.pretrained import Pretrained
@@ -254,10 +255,9 @@ class Prepared(ABC):
         return weights + each * len(b.blocks) * (8 * b.width + 2 * b.hidden_width) * self.places
 
 
-def adapt_encoder(model: Encoder, config: EmbedConfig | RankConfig) -> str:
+def adapt_encoder(model: Encoder, config: EmbedConfig | RankConfig, pretrained: Pretrained) -> str:
     """Say which weights are trained, in place; in words."""
-    a = {} if config.method == "full" else config.adapt.model_dump(exclude={"start"})
-    done = adapt.prepare(model, config.method, frozen_embeddings=config.encoder.frozen_embeddings, **a)
+    done = adapted(model, config.method, config.adapt, pretrained, frozen_embeddings=config.encoder.frozen_embeddings)
     # so that an update touches the tokens of its batch alone
     model.backbone.embedding.sparse = model.backbone.embedding.weight.requires_grad
     return str(done)
@@ -395,7 +395,8 @@ class Retrieving(Training):
         if self.step == 0:
             self.compared = p.compared()
         self.updates()
-        if isinstance(p.model, Encoder):
+        if p.pretrained is not None and p.config.method in LOW_RANK:
+            keep(self.run, p.model, p.pretrained.name)
             adapt.merge(p.model)
         scores: dict[str, Scores | None] = {"validation": None}
         if (found := self.look()) is not None:
@@ -450,22 +451,28 @@ def summary(result: Mapping[str, Any]) -> list[str]:
     """The last lines of a run: its scores beside those of what was there before."""
     n = result["test_details"]["n"]
     rows = {"this run": result["test"], **result["compared"]}
-    if result.get("validation"):
-        rows["on validation"] = result["validation"]
-    lines = table(rows, n)
-    lines[0] = f"test, {n:,} queries: " + lines[0]
+    lines = table(f"test, {n:,} {'queries' if 'mrr' in result['test'] else 'pairs'}", rows, n)
+    if found := result.get("validation"):
+        lines += table("validation", {"this run": found}, result["sizes"]["validation"])
     seconds = result["seconds"]
     return [*lines, f"trained in {duration(seconds['train'])}, {result['examples_per_second']:,.0f} examples/s"]
 
 
-def table(rows: Mapping[str, Scores], n: int) -> list[str]:
-    """Scores of several, one below the other."""
+def table(title: str, rows: Mapping[str, Scores], n: int) -> list[str]:
+    """Scores of several, one below the other.
+
+    >>> table("test", {"this run": {"mrr": 0.5}, "BM25": {"mrr": 0.25}}, 10)
+    ['test               MRR', '  this run      0.5000', '  BM25          0.2500']
+    """
     names = list(next(iter(rows.values())))
-    return [
-        f"{title}: "
-        + ", ".join(f"{word(name).label} {score(name, scores[name], n)}" for name in names if name in scores)
-        for title, scores in rows.items()
-    ]
+    width = 2 + max(map(len, [title, *(f"  {name}" for name in rows)]))
+    columns = [max(8, len(word(name).label)) for name in names]
+    head = "".join(f"  {word(name).label:>{wide}}" for name, wide in zip(names, columns, strict=True))
+    found = [f"{title:<{width}}{head}"]
+    for row, scores in rows.items():
+        cells = [f"  {score(name, scores.get(name), n):>{wide}}" for name, wide in zip(names, columns, strict=True)]
+        found.append(f"  {row:<{width - 2}}{''.join(cells)}")
+    return found
 
 
 def command(config: EmbedConfig | RankConfig) -> str:

@@ -169,6 +169,8 @@ def _score_rows(result: dict[str, Any], details: dict[str, Any]) -> list[dict[st
             columns[part] = words.score(name, scores.get(name), n)
             if part == "test" and ends:
                 columns["95% interval"] = words.interval(name, ends[name], n) if name in ends else ""
+        for other, scores in (result.get("compared") or {}).items():  # on the same test part
+            columns[other] = words.score(name, scores.get(name), sizes.get("test") or 0)
         rows.append({"label": words.word(name).label, "meaning": words.word(name).meaning, "columns": columns})
     return rows
 
