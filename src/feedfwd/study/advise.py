@@ -218,10 +218,10 @@ def _rows(q: Question, plan: Plan, folder: Path, listener: Listener, seconds: fl
     shared = Shared.begin(plan, url, folder)
     shared.bury()
     rows = shared.rows()
-    if seconds is not None:
+    if seconds is not None and shared.unfinished:
         spent = sum(o["seconds"] for row in rows for o in row.outcomes.values()) / q.workers
         shared.end_at(time.time() + seconds - spent)
-    if time.time() < shared.until and any(row.state in ("waiting", "running") for row in rows):
+    if shared.unfinished:
         trained(shared, url, listener, q.workers, f"go on with: feedfwd advise --resume {folder}")
         rows = shared.rows()
     return rows

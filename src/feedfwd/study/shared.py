@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 BEAT, GRACE = 20, 90  # seconds between a worker's signs of life, and after which it is taken for dead
 OFTEN = 1.0  # seconds between notes of how far a training is
+PATIENCE = 5.0  # seconds in which who begins a study queues at least one more variant
 RUNGS, KEPT = (
     11,
     3,
@@ -78,10 +79,14 @@ class Shared:
                 storage=storage, study_name=name, direction="maximize" if plan.higher else "minimize"
             )
         except optuna.exceptions.DuplicatedStudyError:
-            return cls.join(url, name, folder, seed=seed)
-        for number, variant in enumerate(plan.queue):
-            study.enqueue_trial(dict(variant or {}), user_attrs={"number": number})
-        study.set_user_attr("plan", plan.to_json())  # last: who joins waits for it
+            study = optuna.load_study(study_name=name, storage=storage)
+            _wait_for_plan(study)
+        if "plan" not in study.user_attrs:
+            queued = {t.user_attrs.get("number") for t in study.get_trials(deepcopy=False)}  # by one that was killed
+            for number, variant in enumerate(plan.queue):
+                if number not in queued:
+                    study.enqueue_trial(dict(variant or {}), user_attrs={"number": number})
+            study.set_user_attr("plan", plan.to_json())  # last: who joins waits for it
         return cls.join(url, name, folder, seed=seed)
 
     @classmethod
@@ -90,11 +95,9 @@ class Shared:
         optuna, storage = optuna_module(), _storage(url)
         sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=8, multivariate=True, constant_liar=True)
         study = optuna.load_study(study_name=name, storage=storage, sampler=sampler)
-        patience = time.monotonic() + GRACE
-        while "plan" not in study.user_attrs:
-            if time.monotonic() > patience:
-                raise RunError(f"the study {name} was never begun whole", hint="choose another --run or --storage")
-            time.sleep(0.2)
+        _wait_for_plan(study)
+        if "plan" not in study.user_attrs:
+            raise RunError(f"the study {name} was never begun whole", hint="give the command that began it again")
         plan = Plan.from_json(study.user_attrs["plan"])
         if plan.search in ("grid", "random"):
             study.sampler = optuna.samplers.RandomSampler(seed=seed)
@@ -108,29 +111,39 @@ class Shared:
     def work(self, changed: Callable[[], None] = lambda: None) -> None:
         """Take what waits until nothing does. `changed` is called whenever there is news."""
         optuna = optuna_module()
-        while self._waiting() and time.time() < self.until:
-            try:
-                self.study.optimize(lambda trial: self._try(trial, changed), n_trials=1, catch=(Exception,))
-            except KeyboardInterrupt:
-                self.requeue()
-                raise
+        while True:
+            if self._any("WAITING"):
+                try:
+                    self.study.optimize(lambda trial: self._try(trial, changed), n_trials=1, catch=(Exception,))
+                except KeyboardInterrupt:
+                    self.requeue()
+                    raise
+            elif self._any("RUNNING"):  # elsewhere; where that one dies, its variant waits again
+                time.sleep(OFTEN)
+                _stop_if_orphaned()
+                optuna.storages.fail_stale_trials(self.study)
+                self.bury()
+            else:
+                return
             changed()
             self.requeue()
-        optuna.storages.fail_stale_trials(self.study)
-        self.requeue()
 
     @property
     def until(self) -> float:
-        """Seconds since 1970 from which on nothing more is begun."""
+        """Seconds since 1970 from which on nothing more is begun but the first variant, which others are judged by."""
         return float(self.study.user_attrs.get("until", math.inf))
 
     def end_at(self, until: float) -> None:
         self.study.set_user_attr("until", until)
 
-    def _waiting(self) -> bool:
+    @property
+    def unfinished(self) -> bool:
+        return self._any("WAITING", "RUNNING")
+
+    def _any(self, *states: str) -> bool:
         from optuna.trial import TrialState
 
-        return bool(self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+        return bool(self.study.get_trials(deepcopy=False, states=tuple(TrialState[state] for state in states)))
 
     def _try(self, trial: "optuna.Trial", changed: Callable[[], None]) -> float:
         """One variant on all seeds; the mean of the score that decides."""
@@ -140,11 +153,16 @@ class Shared:
         if "number" not in trial.user_attrs:  # two took the last that waited: this one is nobody's
             raise TrialPruned
         trial.set_user_attr("worker", _me())
+        optional = trial.user_attrs["number"] > 0
+        if optional and time.time() > self.until:
+            trial.set_user_attr("late", True)
+            raise TrialPruned
         variant = self._chosen(trial)
         outcomes: dict[str, Any] = dict(trial.user_attrs.get("outcomes", {})) or self._twin(trial, variant)
         try:
             trial.set_user_attr("changes", plan.changes(variant))
             for place, seed in enumerate(plan.seeds):
+                _stop_if_orphaned()
                 if str(seed) not in outcomes:
                     outcomes[str(seed)] = self._train(trial, variant, seed, place, changed)
                     trial.set_user_attr("outcomes", outcomes)
@@ -154,8 +172,7 @@ class Shared:
                 if plan.search == "halving":  # each write costs some milliseconds
                     trial.report(float(np.mean(scores)), 100 * (place + 1))
                 changed()
-                more = place + 1 < len(plan.seeds) and trial.user_attrs["number"] > 0  # the first is what others need
-                if more and (trial.should_prune() or time.time() > self.until):
+                if optional and place + 1 < len(plan.seeds) and (trial.should_prune() or time.time() > self.until):
                     raise TrialPruned
         except (TrialPruned, Interrupted):
             raise
@@ -259,7 +276,8 @@ class Shared:
             if "number" not in t.user_attrs:
                 continue
             state = words[t.state]
-            if state == "failed" and "reason" not in t.user_attrs:
+            late = "late" in t.user_attrs and "outcomes" not in t.user_attrs
+            if late or (state == "failed" and "reason" not in t.user_attrs):
                 state = "waiting"
             number = t.user_attrs["number"]
             params = {**t.system_attrs.get("fixed_params", {}), **t.params}
@@ -301,6 +319,15 @@ def _storage(url: str) -> Any:
         event.listen(storage.engine, "connect", lambda connection, _: connection.execute("PRAGMA synchronous=OFF"))
         storage.engine.dispose()
     return storage
+
+
+def _wait_for_plan(study: "optuna.Study") -> None:
+    """Until whoever begins the study has queued all its work, or has stopped doing so."""
+    queued, since = -1, time.monotonic()
+    while "plan" not in study.user_attrs and time.monotonic() - since < PATIENCE:
+        if len(trials := study.get_trials(deepcopy=False)) != queued:
+            queued, since = len(trials), time.monotonic()
+        time.sleep(0.2)
 
 
 @contextlib.contextmanager
