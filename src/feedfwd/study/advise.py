@@ -180,7 +180,7 @@ def _carried_out(q: Question, folder: Path, listener: Listener) -> Advice:
         raise TrainingError(f"the defaults can't be trained: {reason}", hint="try them by `feedfwd fit`")
     worths = [worth(q.search, row, rows[0], q.overlap, q.kinds[row.label]) for row in rows[1:]]
     if not q.checking:
-        q = replace(q, check=_check(q, rows[0], worths), checking=True)
+        q = replace(q, check=check_plan(q, rows[0], worths), checking=True)
         _keep(q, folder)
         if q.check is not None:
             names = " and ".join(q.check.label(v) for v in q.check.queue[1:] if v is not None)
@@ -190,9 +190,7 @@ def _carried_out(q: Question, folder: Path, listener: Listener) -> Advice:
     if q.check is not None:
         reference, *others = _rows(q, q.check, folder, listener, None)
         checked = [worth(q.check, row, reference, q.overlap, "checked") for row in others]
-        for w, p in zip(checked, holm([w.gain.p if w.gain else 1.0 for w in checked]), strict=True):
-            w.p = p
-        advised = max((w for w in checked if w.found), key=lambda w: w.gain.mean if w.gain else 0.0, default=None)
+        advised = proven(checked)
     changes = advised.changes if advised else {}
     settings = whole(with_all(q.search.base, changes))
     write_text(folder / CONFIG, tomli_w.dumps(settings))
@@ -227,7 +225,7 @@ def _rows(q: Question, plan: Plan, folder: Path, listener: Listener, seconds: fl
     return rows
 
 
-def _check(q: Question, reference: Row, worths: list[Worth]) -> Plan | None:
+def check_plan(q: Question, reference: Row, worths: list[Worth]) -> Plan | None:
     """The best level of every choice that looks promising, together, and the best by itself; None: nothing does."""
     best: dict[str, Worth] = {}
     for w in worths:
@@ -245,6 +243,13 @@ def _check(q: Question, reference: Row, worths: list[Worth]) -> Plan | None:
     first = 1000 + q.search.seeds[0]
     axis = Choice("settings", {DEFAULTS: {}, **candidates})
     return replace(q.search, axes=(axis,), seeds=tuple(range(first, first + n)), search="grid", trials=None)
+
+
+def proven(checked: list[Worth]) -> Worth | None:
+    """The best of those that are better than the defaults beyond chance; corrects the p of all by Holm."""
+    for w, p in zip(checked, holm([w.gain.p if w.gain else 1.0 for w in checked]), strict=True):
+        w.p = p
+    return max((w for w in checked if w.found), key=lambda w: w.mean, default=None)
 
 
 def _tested(settings: dict[str, Any], path: Path) -> dict[str, Any]:
