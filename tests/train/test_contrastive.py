@@ -1,0 +1,49 @@
+"""Losses over candidates, against the formulas written out."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from feedfwd.train.contrastive import contrastive, listwise, pointwise
+
+
+def test_contrastive_is_the_formula_and_what_is_masked_does_not_count():
+    torch.manual_seed(0)
+    vectors = F.normalize(torch.randn(3 + 5, 6), dim=1)
+    targets = torch.tensor([[1, 0, 0, -1, 0], [0, 0, 1, 0, 0], [-1, -1, 0, 0, 1]])
+    found = contrastive(vectors, targets, temperature=0.1)
+    for i in range(3):
+        logits = vectors[:3][i] @ vectors[3:].T / 0.1
+        kept = targets[i] >= 0
+        answer = logits[targets[i] == 1]
+        assert found[i] == pytest.approx(float(logits[kept].logsumexp(0) - answer), abs=1e-5)
+    moved = vectors.clone()
+    moved[3 + 3] = F.normalize(torch.randn(6), dim=0)
+    assert contrastive(moved, targets, temperature=0.1)[0] == found[0]
+
+
+def test_a_batch_in_bf16_keeps_its_cosines():
+    torch.manual_seed(0)
+    vectors, targets = F.normalize(torch.randn(40, 64), dim=1), torch.eye(20).long()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = contrastive(vectors, targets, temperature=0.02)
+    torch.testing.assert_close(found, contrastive(vectors, targets, temperature=0.02))
+
+
+def test_listwise_is_the_formula_with_gaps():
+    torch.manual_seed(0)
+    targets = torch.tensor([[2.0, 0.0, 1.0, -1.0], [0.0, 1.0, -1.0, -1.0]])
+    scores = torch.randn(5, 1, requires_grad=True)
+    found = listwise(scores, targets)
+    first, second = scores[:3, 0].log_softmax(0), scores[3:, 0].log_softmax(0)
+    wanted = torch.stack([-(2 * first[0] + first[2]) / 3, -second[1]])
+    torch.testing.assert_close(found, wanted)
+    found.sum().backward()
+    assert scores.grad is not None and scores.grad.isfinite().all()
+
+
+def test_pointwise_is_least_at_the_relevance():
+    targets = torch.tensor([[0.25], [1.0]])
+    best = torch.tensor([[0.25], [0.9999]]).logit()
+    for shift in (-0.5, 0.5):
+        assert (pointwise(best + shift, targets)[0] > pointwise(best, targets)[0]).all()
