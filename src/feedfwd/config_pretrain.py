@@ -17,6 +17,7 @@ from feedfwd.config import (
     Share,
     UpdatesConfig,
 )
+from feedfwd.config_finetune import AdaptConfig
 
 
 class TextConfig(Settings):
@@ -25,7 +26,7 @@ class TextConfig(Settings):
     validation: Annotated[Share, Field(gt=0)] = Field(0.1, description="share of the text held out")
     column: str | None = Field(None, description="which column of tables and JSON lines holds the text")
     weights: list[Positive] | None = Field(None, description="how often each source is drawn from; not given: by size")
-    tokenizer: str = Field("bpe", description="bpe, chars, bytes, or the path of a tokenizer.json")
+    tokenizer: str = Field("bpe", description="bpe, chars, bytes, a tokenizer.json's path; with --from the model's own")
     vocabulary: Count | None = Field(None, description="tokens; not given: bpe up to 8192, chars as many as there are")
     row: Annotated[int, Field(ge=2)] = Field(256, description="tokens the model sees at once")
     separate: bool = Field(False, description="no token sees another document of its row")
@@ -111,9 +112,22 @@ class PretrainConfig(Recipe):
     size: str | None = Field(
         None, description="pico, nano, tiny, small, medium, base, large, xl; not given: by effort, or minutes"
     )
+    pretrained: str | None = Field(
+        None, description="train this one further: a run of pretrain, a folder or a name of Hugging Face's"
+    )
+    method: Literal["full", "lora", "dora"] = Field("full", description="which weights of it are trained")
     data: TextConfig = TextConfig()
+    adapt: AdaptConfig = AdaptConfig()
     model: TransformerConfig = TransformerConfig()
     ffn: WideFFN = WideFFN()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     train: PretrainUpdates = PretrainUpdates()
+
+    @model_validator(mode="after")
+    def _has_what_it_changes(self) -> Self:
+        if self.pretrained is None and self.method != "full":
+            raise ValueError(f"--method {self.method} needs a pretrained model: name one with --from")
+        if self.method == "full" and self.adapt != AdaptConfig():
+            raise ValueError("adapt.* is for --method lora and dora")
+        return self

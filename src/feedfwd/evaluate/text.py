@@ -8,6 +8,7 @@ import torch
 from feedfwd.data.batches import Transform
 from feedfwd.data.packing import held_out_batches
 from feedfwd.data.tokens import Tokens
+from feedfwd.models.filling import Filling
 from feedfwd.models.transformer import Transformer
 from feedfwd.train.cross_entropy import counted, token_losses
 from feedfwd.train.precision import FP32, Precision
@@ -23,7 +24,7 @@ def bits_per_byte(nats: float, n_bytes: int) -> float:
 
 
 def text_scores(
-    model: Transformer,
+    model: Transformer | Filling,
     tokens: Sequence[Tokens],
     row: int,
     batch_size: int,

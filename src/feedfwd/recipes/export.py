@@ -10,15 +10,14 @@ from torch import Tensor, nn
 from feedfwd.data.preprocess import Preprocessor
 from feedfwd.errors import ConfigError, RunError, nearest
 from feedfwd.recipes.console import Listener
-from feedfwd.recipes.export_hf import adapter_folder, chatter_folder, classifier_folder, encoder_folder
+from feedfwd.recipes.export_hf import adapter_folder, chatter_folder, classifier_folder, encoder_folder, writer_folder
 from feedfwd.recipes.predictor import Predictor
 from feedfwd.recipes.verbs import verb_of
-from feedfwd.recipes.writer import Writer
 
 FORMS = {
     "hf": ("pretrain", "finetune", "instruct", "embed"),
     "onnx": ("fit",),
-    "peft": ("finetune", "instruct"),
+    "peft": ("pretrain", "finetune", "instruct"),
 }  # whose runs
 
 
@@ -45,7 +44,7 @@ def export_run(path: Path, to: str, out: Path, listener: Listener) -> None:
         raise RunError(f"{out} exists and is not empty; nothing is overwritten", hint="choose another --out")
     match to, verb:
         case "hf", "pretrain":
-            write = _hf(path, listener)
+            write = writer_folder(path, listener)
         case "hf", "embed":
             write = encoder_folder(path, listener)
         case "hf", "finetune":
@@ -58,23 +57,6 @@ def export_run(path: Path, to: str, out: Path, listener: Listener) -> None:
             write = _onnx(path, listener)
     _whole(out, write)
     listener.say(f"{path} is in {out}: " + ", ".join(sorted(p.name for p in out.iterdir())))
-
-
-def _hf(path: Path, listener: Listener) -> Callable[[Path], object]:
-    from feedfwd.interop.families import family_of
-    from feedfwd.interop.huggingface import export
-
-    writer = Writer.load(path)
-    model, tokenizer = writer.model, writer.tokenizer
-    family = family_of(model)
-    listener.say(f"family {family.name}: AutoModelForCausalLM and AutoTokenizer load it")
-    if model.end is not None:
-        listener.say(
-            "note: with data.separate no token saw another document; no family knows of it: give one at a time"
-        )
-    return lambda folder: export(
-        model, folder, tokenizer=tokenizer.to_json(), special_tokens=tokenizer.special_tokens(), end=tokenizer.end
-    )
 
 
 class Answering(nn.Module):

@@ -25,11 +25,34 @@ from feedfwd.recipes.classifier import TextClassifier, TokenReader
 from feedfwd.recipes.console import Listener
 from feedfwd.recipes.goals import Number, SeveralLabels
 from feedfwd.recipes.searcher import TextEncoder
+from feedfwd.recipes.writer import Writer
 
 Write = Callable[[Path], object]
 
 
 # --- a model --------------------------------------------------------------------------------------------------------
+
+
+def writer_folder(path: Path, listener: Listener) -> Write:
+    """What AutoModelForCausalLM, or AutoModelForMaskedLM, and AutoTokenizer load."""
+    writer = Writer.load(path)
+    model, said = writer.model, writer.about or {}
+    family = _family(str(said.get("family")), model)
+    listener.say(f"family {family.name}: {_loads(model)} and AutoTokenizer load it")
+    if model.end is not None:
+        listener.say(
+            "note: with data.separate no token saw another document; no family knows of it: give one at a time"
+        )
+    special = said.get("special") or writer.tokenizer.special_tokens()
+    return lambda folder: export(
+        model, folder, tokenizer=writer.tokenizer.to_json(), special_tokens=special, end=writer.tokenizer.end,
+        family=family.name,
+    )  # fmt: skip
+
+
+def _loads(model: Transformer) -> str:
+    """Which of transformers' classes."""
+    return "AutoModelForCausalLM" if model.causal else "AutoModelForMaskedLM"
 
 
 def classifier_folder(path: Path, listener: Listener) -> Write:
@@ -212,7 +235,13 @@ def adapter_folder(path: Path, listener: Listener) -> Write:
         hint = "a run of --method lora or dora has some; this one goes --to hf"
         raise RunError(f"{path} has no adapters", hint=hint)
     run = Run.open(path)
-    base = _of_chatter(path) if run.about().get("verb") == "instruct" else _of_classifier(path)
+    match run.about().get("verb"):
+        case "pretrain":
+            base = _of_writer(path)
+        case "instruct":
+            base = _of_chatter(path)
+        case _:
+            base = _of_classifier(path)
     trained = [p for p in base.model.parameters() if p.requires_grad]
     with torch.no_grad():
         kept.give(base.model)
@@ -225,6 +254,12 @@ def adapter_folder(path: Path, listener: Listener) -> Write:
         listener.say(f"{place} is a run of ours: peft needs it as feedfwd export {place} --to hf writes it")
     listener.say(f"PeftModel.from_pretrained({base.loads}.from_pretrained({place!r}), …) has the run's outputs")
     return lambda folder: save_peft(base.model, folder, NAME, family=base.family, base=place)
+
+
+def _of_writer(path: Path) -> Base:
+    writer = Writer.load(path)
+    family = _family(str((writer.about or {}).get("family")), writer.model)
+    return Base(writer.model.requires_grad_(False), family, _loads(writer.model))
 
 
 def _of_chatter(path: Path) -> Base:

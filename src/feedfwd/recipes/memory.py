@@ -26,7 +26,7 @@ def memory(p: PreparedText) -> int:
     if c.train.objective == "masked":  # the others have no logits
         tokens = round(tokens * c.train.masked)
     logits = min(LOGITS, tokens * model.vocabulary) * size
-    head = logits + tokens * model.width * size + 4 * model.head_weight.numel()
+    head = logits + tokens * model.width * size + 4 * p.predicting.head_weight.numel()
     every = kept(p, recompute=False)
     block = every // len(model.blocks)
     passing = kept(p, recompute=True) + 2 * block if model.recompute else every + block

@@ -75,7 +75,7 @@ def scored(p: PreparedText, every: int = 1) -> dict[str, float]:
     """The scores on each `every`-th batch of the held-out text."""
     c = p.config
     return text_scores(
-        p.model, p.held_out, c.data.row, c.train.batch_size, precision=p.precision, every=every, masking=p.masking
+        p.predicting, p.held_out, c.data.row, c.train.batch_size, precision=p.precision, every=every, masking=p.masking
     )
 
 

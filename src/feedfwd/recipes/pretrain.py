@@ -12,12 +12,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from feedfwd.checkpoint import FORMAT, Run, write_text
+from feedfwd.checkpoint import FORMAT, Run, write_json, write_text
 from feedfwd.config import parse
 from feedfwd.config_pretrain import PretrainConfig
 from feedfwd.data.tokenizer import TextTokenizer
 from feedfwd.errors import RunError
+from feedfwd.models import adapt
 from feedfwd.recipes import environment
+from feedfwd.recipes.adapters import LOW_RANK, keep
 from feedfwd.recipes.console import Listener, Silent
 from feedfwd.recipes.memory import memory
 from feedfwd.recipes.pace import EVALUATIONS, FEW, Look, Pace, again_at, planned, replanned, scored
@@ -59,6 +61,8 @@ def _begin(prepared: PreparedText, run: Run, listener: Listener, started: float)
     for line in overview(prepared):
         listener.say(line)
     write_text(run.path / TOKENIZER, prepared.tokenizer.to_json())
+    if prepared.base is not None:
+        write_json(run.preprocess_file, prepared.base.about(prepared.model))
     run.write_settings("pretrain", prepared.frozen().model_dump(exclude_none=True))
     plan, pace = planned(prepared, listener)
     if pace is not None:
@@ -86,7 +90,8 @@ def resume(path: Path, listener: Listener | None = None, *, started: float | Non
     run = opened(path, "pretrain")
     if run.finished:
         raise RunError(
-            f"{path} is finished; there is nothing to resume", hint="start a new run with `feedfwd pretrain`"
+            f"{path} is finished; there is nothing to resume",
+            hint=f"to train it further, start a new run: feedfwd pretrain SOURCE --from {path}",
         )
     config = parse(PretrainConfig, run.settings())
     with torch.random.fork_rng():
@@ -111,7 +116,7 @@ class Pretraining(Training):
         super().__init__(
             run,
             listener,
-            model=prepared.model,
+            model=prepared.predicting,
             batches=prepared.batches(),
             optimizer=prepared.optimizer(),
             loss=build_loss("cross_entropy"),
@@ -128,6 +133,7 @@ class Pretraining(Training):
         self.p = prepared
         self.pace: Pace | None = None  # where the plan is to be made once more
         self.notes: list[str] = []
+        self.before: dict[str, float] | None = None  # scores of a model that is trained further
 
     # --- the policy -------------------------------------------------------------------------------------------------
 
@@ -137,6 +143,9 @@ class Pretraining(Training):
             self.notes = too_short(p)
             for note in self.notes:
                 self.listener.say(f"note: {note}")
+            if p.base is not None:
+                self.before = scored(p)
+                self.listener.say(f"before: held-out {headline(self.before)}")
         self.begin("language", {"train": sum(map(len, p.train)), "validation": sum(map(len, p.held_out))})
         self.again = None if self.pace is None else again_at(p.config)
         self.updates()
@@ -189,10 +198,10 @@ class Pretraining(Training):
             self.pace = replace(self.pace, save=time.perf_counter() - self._began - self.seconds)
 
     def counters(self) -> dict[str, Any]:
-        return {"pace": None if self.pace is None else asdict(self.pace), "notes": self.notes}
+        return {"pace": None if self.pace is None else asdict(self.pace), "notes": self.notes, "before": self.before}
 
     def recall(self, counters: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        self.notes = counters.get("notes", [])
+        self.notes, self.before = counters.get("notes", []), counters.get("before")
         self.pace = Pace(**pace) if (pace := counters.get("pace")) else None
 
     # --- what is said and left behind -------------------------------------------------------------------------------
@@ -224,6 +233,10 @@ class Pretraining(Training):
 
     def _finish(self, per_step: float) -> Writer:
         p = self.p
+        if p.config.method in LOW_RANK:
+            assert p.base is not None
+            keep(self.run, p.model, p.base.pretrained.name)
+            adapt.merge(p.model)
         scores = scored(p)
         self.run.log({"event": "validation", "step": self.step, "scores": scores, "seconds": self.seconds})
         written: dict[str, Any] = {}
@@ -235,6 +248,7 @@ class Pretraining(Training):
             "format": FORMAT,
             "task": "language",
             "source": p.corpus.name,
+            **({} if self.before is None else {"before": self.before}),
             "validation": scores,
             "sizes": {"train": sum(map(len, p.train)), "validation": sum(map(len, p.held_out))},
             "bytes": {part: p.corpus.bytes_of(part) for part in ("train", "validation")},
@@ -251,7 +265,8 @@ class Pretraining(Training):
             "environment": environment.describe(p.device, p.precision),
         }
         self.leave(result, summary)
-        return Writer(p.model, p.tokenizer, p.config, self.run.path)
+        about = None if p.base is None else p.base.about(p.model)
+        return Writer(p.model, p.tokenizer, p.config, self.run.path, about)
 
 
 def _looks(config: PretrainConfig, steps: int) -> int:

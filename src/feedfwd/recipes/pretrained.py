@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from feedfwd.checkpoint import Run
 from feedfwd.data.hub import fetch_model
 from feedfwd.data.model_tokenizer import ModelTokenizer
 from feedfwd.errors import ConfigError, DataError
 from feedfwd.interop.huggingface import read
 from feedfwd.interop.weights import read_json
 from feedfwd.models.transformer import Transformer, build
-from feedfwd.recipes.writer import Writer
+from feedfwd.recipes.writer import TOKENIZER, Writer
 
 __all__ = ["Pretrained", "build", "load_pretrained"]
 
@@ -65,6 +66,12 @@ def _of_run(path: Path, dropout: float | None) -> Pretrained:
         fresh = build(settings)
         fresh.load_state_dict(model.state_dict())
         model = fresh.eval()
+    if (said := writer.about) is not None:  # it went on with a model that says itself how it reads
+        tokenizer = ModelTokenizer(
+            Run(path).read_text(path / TOKENIZER), said["special"], before=said["before"], after=said["after"]
+        )
+        of = said["pooling"], said["normalize"], said["family"]
+        return Pretrained(str(path), model, model.settings, tokenizer, model.context, *of)
     tokenizer = ModelTokenizer.of(writer.tokenizer, both=not model.causal)
     pooling = "last" if model.causal else "mean"
     return Pretrained(str(path), model, model.settings, tokenizer, model.context, pooling)

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from feedfwd.config_pretrain import PretrainConfig
+from feedfwd.config_pretrain import PretrainConfig, TransformerConfig, WideFFN
 from feedfwd.recipes.say import said_sets
 from feedfwd.recipes.text import PRESET, PreparedText
 from feedfwd.report.words import count, duration, number
@@ -18,13 +18,15 @@ def overview(p: PreparedText) -> list[str]:
     length = f"{p.steps:,} updates" if c.minutes is None else f"as many updates as fit into {c.minutes:g} minutes"
     seen = p.steps * p.tokens_per_update
     shown = "" if c.minutes is not None else f", {count(seen)} in all ({seen / max(1, n_train):.3g} epochs)"
+    tokenizer, kind = (c.data.tokenizer, c.size) if p.base is None else ("its own", f"from {c.pretrained}")
     aim = "" if c.train.objective == "next" else f"; {c.train.masked:.0%} of the tokens hidden, to be filled in"
     return [
         p.corpus.describe(),
-        f"{c.data.tokenizer} tokenizer, {p.tokenizer.vocabulary:,} tokens of {per_token:.3g} bytes on average: "
+        f"{tokenizer} tokenizer, {p.tokenizer.vocabulary:,} tokens of {per_token:.3g} bytes on average: "
         f"{n_train:,} to train on, {n_held:,} held out{aim}",
-        f"{c.size}: {m.depth} layers, {m.width} wide, {m.heads} heads, {c.ffn.activation} {c.ffn.hidden} wide: "
+        f"{kind}: {m.depth} layers, {m.width} wide, {m.heads} heads, {c.ffn.activation} {c.ffn.hidden} wide: "
         f"{p.model.parameter_count:,} parameters, {count(p.flops_per_token)} FLOPs a token in training",
+        *([p.adapted] if p.adapted else []),
         f"{c.optimizer.name}, rate {c.optimizer.lr:.3g}, {c.schedule.name}; {length} of {p.tokens_per_update:,} "
         f"tokens{shown}",
         f"{p.device}, {p.precision.name} ({p.precision.reason})",
@@ -49,10 +51,12 @@ def summary(result: Mapping[str, Any]) -> list[str]:
     """The last lines of a run: scores with their n, and the time it took."""
     scores, n = result["validation"], result["sizes"]["validation"]
     speed = result["tokens_per_second"]
+    before = result.get("before")
     rate = "" if speed is None else f", {speed:,.0f} tokens/s"
     if (mfu := result.get("mfu")) is not None:
         rate += f", {mfu:.0%} of this machine's matrix rate ({count(result['matrix_rate'])} FLOPs/s)"
     return [
+        *([f"before: held-out text {headline(before)}, perplexity {number(before['perplexity'])}"] if before else []),
         f"held-out text ({n:,} tokens): {headline(scores)}, perplexity {number(scores['perplexity'])}"
         + (f", loss {scores['loss']:.4f} nats a token" if "bits_per_byte" in scores else ""),
         f"trained in {duration(result['seconds']['train'])}{rate}",
@@ -92,6 +96,11 @@ def command(config: PretrainConfig) -> str:
     'feedfwd pretrain a.txt --seed 3'
     """
     words = ["feedfwd", "pretrain", *config.sources]
+    if config.pretrained is not None:  # which says of itself what it is
+        words += ["--from", config.pretrained, *(["--method", config.method] if config.method != "full" else [])]
+        own = TransformerConfig(dropout=config.model.dropout, recompute=config.model.recompute)
+        data = config.data.model_copy(update={"tokenizer": "bpe"})
+        config = config.model_copy(update={"model": own, "ffn": WideFFN(), "data": data})
     for flag in ("size", "effort", "minutes", "seed"):
         value = getattr(config, flag)
         if value != type(config).model_fields[flag].default:

@@ -14,11 +14,16 @@ from feedfwd.data.corpus import Corpus, Part
 from feedfwd.data.packing import MaskTokens, PackedBatches
 from feedfwd.data.tokenizer import TextTokenizer, make_tokenizer
 from feedfwd.data.tokens import Tokens, tokenize
-from feedfwd.errors import ConfigError, DataError, RunError
+from feedfwd.errors import DataError
 from feedfwd.ffn.spec import is_gated
+from feedfwd.models.filling import Filling
 from feedfwd.models.sizes import SIZES, fitting, size
 from feedfwd.models.transformer import Transformer
+from feedfwd.recipes import continued
+from feedfwd.recipes.adapters import adapted
 from feedfwd.recipes.console import Listener
+from feedfwd.recipes.continued import Base, base_of
+from feedfwd.recipes.language import build_transformer, masking
 from feedfwd.recipes.prepare import usable_device
 from feedfwd.train.cross_entropy import Gradients
 from feedfwd.train.loop import train
@@ -48,7 +53,14 @@ class PreparedText:
     precision: Precision
     device: torch.device
     notes: list[str] = field(default_factory=list)
+    base: Base | None = None  # what is trained further
+    adapted: str = ""  # which of its weights, in words
     suited: bool = False  # its size was chosen by what this machine does in the minutes given
+
+    @property
+    def predicting(self) -> Transformer | Filling:
+        """The network as states and one matrix that makes logits of them: what an update runs."""
+        return Filling(self.model) if self.model.head_kind == "masked" else self.model
 
     def batches(self) -> PackedBatches:
         c = self.config
@@ -106,18 +118,10 @@ def weighted(batch: Batch, generator: torch.Generator) -> Batch:
     return replace(batch, weights=torch.ones_like(batch.targets, dtype=torch.float32))
 
 
-def masking(config: PretrainConfig, tokenizer: TextTokenizer) -> MaskTokens | None:
-    """The transform of batches that the objective asks for."""
-    if config.train.objective != "masked":
-        return None
-    if tokenizer.mask is None:
-        raise RunError("the tokenizer has no mask token", hint="restore the tokenizer.json that the run began with")
-    return MaskTokens(tokenizer.mask, tokenizer.end, tokenizer.vocabulary, config.train.masked)
-
-
 def prepare_text(config: PretrainConfig, listener: Listener, *, tokenizer: TextTokenizer | None = None) -> PreparedText:
     """Read, split, tokenise, build. With `tokenizer` the settings are those of a run, and carry their preset."""
-    if tokenizer is None:
+    base = None if config.pretrained is None else base_of(config, check=tokenizer is None)
+    if tokenizer is None and base is None:
         shape(config)  # a word that isn't known is no reason to read a corpus
     d = config.data
     if config.train.threads is not None:
@@ -125,28 +129,38 @@ def prepare_text(config: PretrainConfig, listener: Listener, *, tokenizer: TextT
     device = usable_device(config.train.device)
     corpus = Corpus(config.sources, validation=d.validation, seed=config.seed, column=d.column, weights=d.weights)
     resolved = tokenizer is not None
-    if tokenizer is None:
+    if base is not None:
+        tokenizer = base.tokenizer
+    elif tokenizer is None:
         tokenizer = make_tokenizer(
             d.tokenizer, corpus, vocabulary=d.vocabulary, mask=config.train.objective == "masked"
         )
     parts = {part: _tokens(corpus, tokenizer, part, listener) for part in ("train", "validation")}
-    notes = [*corpus.notes, *tokenizer.notes]
+    notes = [*corpus.notes, *tokenizer.notes, *([] if base is None else continued.notes(base))]
     if unknown := sum(tokens.counts.unknown for tokens in parts["validation"]):
         notes.append(f"{unknown:,} held-out tokens are unknown to the tokenizer, which flatters the bits per byte")
 
     def built(config: PretrainConfig) -> PreparedText:
         torch.manual_seed(config.seed)
-        model = build_transformer(config, tokenizer).to(device)
+        done = ""
+        if base is None:
+            model = build_transformer(config, tokenizer)
+        else:
+            model = continued.network(config, base)
+            done = str(adapted(model, config.method, config.adapt, base.pretrained))
+        model = model.to(device)
         rows = config.data.row * config.train.batch_size
         precision = choose(config.train.precision, device, products(model, rows))
         prepared = PreparedText(
-            config, corpus, tokenizer, parts["train"], parts["validation"], model, precision, device, notes
+            config, corpus, tokenizer, parts["train"], parts["validation"], model, precision, device, notes, base, done
         )
         prepared.batches()  # says what can't be trained on before a run is begun
         return prepared
 
     if resolved:
         return built(config)
+    if base is not None:
+        return built(continued.settled(config, base, sum(map(len, parts["train"]))))
 
     def settled(config: PretrainConfig, seen: float | None = None) -> PretrainConfig:
         sized = shape(config)
@@ -169,27 +183,6 @@ def _tokens(corpus: Corpus, tokenizer: TextTokenizer, part: Part, listener: List
         listener.progress(min(done, total), total, "bytes tokenised")
 
     return tokenize(corpus, tokenizer, part, progress=progress if total > LONG else None)
-
-
-def build_transformer(config: PretrainConfig, tokenizer: TextTokenizer) -> Transformer:
-    """The network that the settings describe, for a tokenizer's vocabulary."""
-    try:
-        return Transformer(
-            tokenizer.vocabulary,
-            **config.model.given(),
-            hidden=config.ffn.hidden,
-            ffn=config.ffn.spec(),
-            context=config.data.row,
-            causal=config.train.objective == "next",
-            end=tokenizer.end if config.data.separate else None,
-        )
-    except (RuntimeError, MemoryError) as error:
-        if "memory" not in str(error):
-            raise
-        raise ConfigError(
-            f"model.width={config.model.width} and model.depth={config.model.depth} do not fit into this memory",
-            hint="take a smaller size",
-        ) from None
 
 
 # --- what an effort and a size mean ---------------------------------------------------------------------------------
@@ -294,7 +287,7 @@ def too_short(p: PreparedText) -> list[str]:
     Not where its size was chosen for the minutes: the larger of two sizes does better long before that.
     """
     tokens, parameters = p.steps * p.tokens_per_update, p.model.parameter_count
-    if p.suited or tokens >= PER_PARAMETER * parameters:
+    if p.suited or p.base is not None or tokens >= PER_PARAMETER * parameters:
         return []
     smaller = fitting(tokens, p.tokenizer.vocabulary, per_parameter=PER_PARAMETER)
     fits = size(smaller).parameters(p.tokenizer.vocabulary)
@@ -315,7 +308,7 @@ def tried(p: PreparedText) -> float:
     times: list[float] = []
     last = time.perf_counter()
     for _ in train(
-        trial.model,
+        trial.predicting,
         trial.batches(),
         build_loss("cross_entropy"),
         trial.optimizer(),

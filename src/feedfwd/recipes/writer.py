@@ -1,7 +1,7 @@
 """A trained language model with its tokenizer: what `ff.load` gives for a run of `feedfwd pretrain`."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from feedfwd.data.tokenizer import TextTokenizer
 from feedfwd.data.tokens import tokenize
 from feedfwd.errors import ConfigError, DataError, RunError
 from feedfwd.evaluate.text import text_scores
+from feedfwd.models.filling import Filling
 from feedfwd.models.generate import Sampling, complete, write
-from feedfwd.models.transformer import Transformer
+from feedfwd.models.transformer import Transformer, build
 from feedfwd.recipes.console import Listener
-from feedfwd.recipes.text import build_transformer, masking
+from feedfwd.recipes.language import build_transformer, masking, saved_tokenizer
 from feedfwd.recipes.verbs import opened
 from feedfwd.report.words import number, word
 
@@ -30,9 +31,15 @@ class Writer:
     """`write`, `complete`, `score`; and `model`, a plain nn.Module from token ids (B, T) to logits (B, T, V)."""
 
     def __init__(
-        self, model: Transformer, tokenizer: TextTokenizer, config: PretrainConfig, run: Path | None = None
+        self,
+        model: Transformer,
+        tokenizer: TextTokenizer,
+        config: PretrainConfig,
+        run: Path | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         self.model, self.tokenizer, self.config, self.run = model, tokenizer, config, run
+        self.about = about  # of the model that this one went on with, where it began with another's weights
 
     @classmethod
     def load(cls, path: Path) -> "Writer":
@@ -40,18 +47,21 @@ class Writer:
         config = parse(PretrainConfig, run.settings())
         if not (path / TOKENIZER).is_file():
             raise RunError(f"{path} is incomplete: {TOKENIZER} is missing", hint="restore it from a copy of the run")
-        tokenizer = TextTokenizer.load(path / TOKENIZER)
+        about = run.read_json(run.preprocess_file) if config.pretrained is not None else None
+        tokenizer = saved_tokenizer(run, about)
         weights = run.load_model()
         vocabulary = weights["embedding.weight"].shape[0] if "embedding.weight" in weights else None
+        if about is not None:  # whose vocabulary may be larger than its tokenizer's
+            vocabulary = None
         if vocabulary is not None and vocabulary != tokenizer.vocabulary:
             what = f"{path / TOKENIZER} has {tokenizer.vocabulary:,} tokens, and the model {vocabulary:,}"
             raise RunError(what, hint="restore the tokenizer that the model was trained with")
-        model = build_transformer(config, tokenizer)
+        model = build_transformer(config, tokenizer) if about is None else build(about["settings"])
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
             raise run.misfit(error) from None
-        return cls(model.eval(), tokenizer, config, path)
+        return cls(model.eval(), tokenizer, config, path, about)
 
     @property
     def result(self) -> dict[str, Any]:
@@ -63,7 +73,7 @@ class Writer:
 
     def encode(self, text: str) -> Tensor:
         """Token ids (1, T), for `model`."""
-        return torch.tensor([self.tokenizer.encode(text)], device=self.model.head_weight.device)
+        return torch.tensor([self.tokenizer.encode(text)], device=self.model.embedding.weight.device)
 
     def write(
         self, prompt: str, *, most: int = 200, sampling: Sampling | None = None, stop: Sequence[str] = (), seed: int = 0
@@ -94,7 +104,8 @@ class Writer:
         corpus = Corpus([source], validation=0, column=self.config.data.column)
         parts = tokenize(corpus, self.tokenizer, "train")
         mask = masking(self.config, self.tokenizer)
-        return text_scores(self.model, parts, self.config.data.row, self.config.train.batch_size, masking=mask)
+        model = Filling(self.model) if self.model.head_kind == "masked" else self.model
+        return text_scores(model, parts, self.config.data.row, self.config.train.batch_size, masking=mask)
 
     def _check_writes(self) -> None:
         if not self.model.causal:
