@@ -369,7 +369,9 @@ def split_queries(known: Judged, queries: Tensor, share: float, seed: int, numbe
     if known.class_T is not None:
         order = order[known.class_T[order].argsort(stable=True)]
     shift = float(torch.rand((), generator=generator))
-    places = ((torch.arange(len(order) + 1) + shift) * share).floor()
+    places = (
+        torch.arange(len(order) + 1, dtype=torch.float64) * (round(share * len(order)) / len(order)) + shift
+    ).floor()
     chosen = places[1:] > places[:-1]
     if not 0 < int(chosen.sum()) < len(order):
         what = f"a share of {share:g} of {len(order)} quer{'ies' if len(order) > 1 else 'y'} leaves one part empty"

@@ -44,6 +44,7 @@ from feedfwd.train.losses import Loss
 from feedfwd.train.precision import choose, products
 
 AT_ONCE = 256  # queries that are scored against all candidates at a time
+TIE = 1e-9  # an answer stands below what scores the same
 LOOKED_AT = 500  # validation queries that a look on the way takes at most
 SHARES = ("recall@1", "recall@5", "recall@10", "mrr", "ndcg@10")
 HITS = ("hit@1", "hit@5", "hit@10", "mrr", "ndcg@10")
@@ -167,7 +168,7 @@ def prepare_vectors(config: EmbedConfig, *, resolved: bool = False) -> PreparedV
         trained = data.train
         texts = torch.cat([trained.queries, trained.candidates]).unique()  # type: ignore[no-untyped-call]
         model.weigh(rows.select(texts).values, len(texts))
-    model.to(device)
+    model.to(device).train()  # all of it: a pretrained model comes in evaluation
     p = PreparedVectors(
         config=config,
         model=model,
@@ -225,7 +226,7 @@ def _scored(known: Judged, queries: Tensor, score: Any) -> dict[str, Floats]:
         relevance = known.relevance(q, pool)
         if bool((relevance > 0).any()):
             scores = score(q).masked_fill(q[:, None] == pool, -1e9)
-            found.append(ranking_scores(scores, relevance))
+            found.append(ranking_scores(scores.double() - TIE * (relevance > 0), relevance))
     if not found:
         raise DataError("no test query has an answer among the candidates", hint="check the test part")
     kept = SHARES if known.class_T is None else HITS

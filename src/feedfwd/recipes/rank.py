@@ -28,7 +28,7 @@ from feedfwd.models.similarity import PairReader, TextVectors
 from feedfwd.models.transformer import build
 from feedfwd.recipes.classifier import TokenReader
 from feedfwd.recipes.console import Listener
-from feedfwd.recipes.embed import LOOKED_AT, SHARES, short
+from feedfwd.recipes.embed import LOOKED_AT, SHARES, TIE, short
 from feedfwd.recipes.prepare import usable_device
 from feedfwd.recipes.pretrained import load_pretrained
 from feedfwd.recipes.ranker import Ranker
@@ -171,7 +171,7 @@ def prepare_lists(config: RankConfig, *, resolved: bool = False) -> PreparedList
     pairs = PairRows(pretrained.tokenizer, min(e.longest, pretrained.longest), backbone.vocabulary)
     p = PreparedLists(
         config=config,
-        model=model.to(device),
+        model=model.to(device).train(),  # all of it: a pretrained model comes in evaluation
         data=data,
         pretrained=pretrained,
         reader=TokenReader(pretrained.tokenizer, pairs.longest),
@@ -293,7 +293,7 @@ def of_lists(known: Judged, pairs: Pairs, scores_R: Floats) -> Measured:
     relevance = torch.zeros_like(scores)
     scores[row, column] = torch.from_numpy(scores_R)[order]
     relevance[row, column] = relevance_R[order].double()
-    found = ranking_scores(scores, relevance)
+    found = ranking_scores(scores - TIE * (relevance > 0), relevance)
     return Measured.of_queries({name: found[name] for name in SHARES})
 
 

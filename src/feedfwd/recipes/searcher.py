@@ -29,7 +29,7 @@ Vectors = npt.NDArray[np.float32]
 
 
 class NgramReader:
-    """The n-grams of a text; for one without any, a bucket of its own."""
+    """The n-grams of a text."""
 
     def __init__(self, config: NgramsConfig) -> None:
         self.config = config
