@@ -147,7 +147,7 @@ class _Names:
             query = wordy[0]
         aside = None
         if target is None and (found := _by_name([n for n in free if n != query], RELEVANCES)) is not None:
-            if is_wordy(columns[found]):
+            if found.lower() in TARGET_NAMES and is_wordy(columns[found]):
                 aside = found
             else:
                 target = found

@@ -81,13 +81,13 @@ def embed_file(path: Path, source: str, out: Path | None, listener: Listener) ->
 
 def texts_of(source: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """A file's texts with what to know of them, or the one text that is no file's name."""
+    if not source.strip():
+        raise DataError("the text is empty", hint="give a text, or a file of texts")
     longest = 255  # bytes of a file's name; a longer one is no path, and asking for it raises
     short = len(Path(source).name.encode("utf-8", "surrogatepass")) <= longest
     if short and (Path(source).suffix.lower() in TABLES or Path(source).exists()):
         table = read_table(source, labelled=False)
         return table.texts, table.notes
-    if not source.strip():
-        raise DataError("the text is empty", hint="give a text, or a file of texts")
     return (source,), ()
 
 
