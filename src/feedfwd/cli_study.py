@@ -1,4 +1,4 @@
-"""The verbs that choose by measuring: compare, advise. `cli.py` adds them to the command."""
+"""The verbs that choose by measuring, and show what was chosen. `cli.py` adds them to the command."""
 
 from pathlib import Path
 from typing import Annotated
@@ -121,6 +121,25 @@ def advise(
         study.advise(base, minutes, terminal, run, score=score, workers=workers)
 
 
+def graph(
+    what: Annotated[str, typer.Argument(metavar="RUN|SOURCE", help="A run, or what `fit` would train on.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The SVG.  [default: graph.svg in the run, or SOURCE-graph.svg]")
+    ] = None,
+    effort: Effort = None,
+    target: Target = None,
+    set_: Sets = None,
+    config: ConfigFile = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Draw a network's computation, forward and backward: shapes, parameters, FLOPs, bytes kept."""
+    from feedfwd.recipes.console import Terminal
+    from feedfwd.study.graph import graph as draw
+
+    base = _base("fit", [what], config, set_, effort=effort, target=target, data_dir=data_dir)
+    draw(what, out, Terminal(), base)
+
+
 def _base(
     verb: str, source: list[str] | None, config: Path | None, set_: list[str] | None, **flags: object
 ) -> dict[str, object]:
@@ -148,3 +167,4 @@ def _base(
 def add_to(app: typer.Typer) -> None:
     app.command()(compare)
     app.command()(advise)
+    app.command()(graph)
