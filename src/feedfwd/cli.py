@@ -144,6 +144,13 @@ def finetune(
         str | None,
         typer.Option(metavar="full|head|lora|dora", help="Which weights of MODEL are trained.  [default: full]"),
     ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", help="Teach what this fine-tuned model answers to a small bag of n-grams."),
+    ] = None,
+    unlabelled: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Texts without labels, for the teacher to answer.")
+    ] = None,
     test: Annotated[str | None, typer.Option(metavar="FILE", help="A test part of its own.")] = None,
     text: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of the texts.  [default: guessed]")] = None,
     target: Annotated[
@@ -194,7 +201,8 @@ def finetune(
     with Terminal() as terminal:
         if resume is not None:
             not_from_beside_resume(resume, pretrained)
-            refuse_beside_resume({**flags, "shots": shots}, set_=set_, run=run, config=config)
+            taught = {"teacher": teacher, "unlabelled": unlabelled}
+            refuse_beside_resume({**flags, "shots": shots, **taught}, set_=set_, run=run, config=config)
             if verb_of(resume) == "instruct":
                 from feedfwd.recipes import instruct
 
@@ -207,6 +215,10 @@ def finetune(
                 return
             recipe.resume(resume, terminal, started=STARTED)
             return
+        for name, value in (("teacher", teacher), ("unlabelled", unlabelled)):
+            if value is not None and task not in (None, "classify", "regress"):
+                raise ConfigError(f"--{name} is for labelled texts, not for --task {task}", hint="leave it out")
+            set_ = [*(set_ or []), *([f"distil.{name}={value}"] if value is not None else [])]
         if task == "continue":
             train_further(terminal, flags | {"shots": shots}, set_, config, run, dry_run)
             return
