@@ -80,6 +80,15 @@ class AdaptConfig(Settings):
         return self
 
 
+class DistilConfig(Settings):
+    """A bag that learns what a fine-tuned model answers, beside the labels (arXiv 1503.02531)."""
+
+    teacher: str | None = Field(None, description="a run of finetune whose answers are learnt")
+    unlabelled: str | None = Field(None, description="a file of texts without labels, which the teacher answers")
+    temperature: Positive = Field(2.0, description="divides logits, so that what is less likely counts more")
+    share: Annotated[Share, Field(gt=0)] = Field(0.7, description="of the loss, the teacher's; the rest is the label's")
+
+
 class RowOptimizerConfig(Settings):
     """Adam that touches of the embedding only the rows that a batch looks up."""
 
@@ -137,6 +146,7 @@ class FinetuneConfig(Recipe):
     bag: BagConfig = BagConfig()
     encoder: EncoderConfig = EncoderConfig()
     adapt: AdaptConfig = AdaptConfig()
+    distil: DistilConfig = DistilConfig()
     ffn: FFNSpec = FFNSpec()
     loss: LabelLossConfig = LabelLossConfig()
     decide: DecideConfig = DecideConfig()
@@ -150,6 +160,10 @@ class FinetuneConfig(Recipe):
             raise ValueError(f"--method {self.method} needs a pretrained model: name one with --from")
         if self.method not in ("lora", "dora") and self.adapt != AdaptConfig():
             raise ValueError("adapt.* is for --method lora and dora")
+        if self.distil.teacher is None and self.distil != DistilConfig():
+            raise ValueError("distil.* needs a teacher: name a run with --teacher")
+        if self.distil.teacher is not None and self.pretrained is not None:
+            raise ValueError("--teacher makes a small bag of n-grams, --from starts from a model: leave one out")
         return self
 
 

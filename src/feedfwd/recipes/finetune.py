@@ -19,6 +19,7 @@ from feedfwd.models.bag import Bag
 from feedfwd.models.encoder import Encoder
 from feedfwd.recipes import environment
 from feedfwd.recipes.adapters import LOW_RANK, keep
+from feedfwd.recipes.beside import compared, sizes
 from feedfwd.recipes.classifier import TOKENIZER, TextClassifier
 from feedfwd.recipes.console import Listener, Silent
 from feedfwd.recipes.held_out import judge
@@ -184,6 +185,7 @@ class Finetuning(Training):
         indices = None if rows is None else rows.numpy()
         shown = p.goal.details(answers, p.test.data.targets, indices)
         self.run.save_model(p.model.state_dict())
+        beside = compared(p, answers, self.listener.say)
         result: dict[str, Any] = {
             "format": FORMAT,
             "task": p.goal.task,
@@ -202,8 +204,10 @@ class Finetuning(Training):
             "environment": environment.describe(p.device, p.precision),
             "test_details": shown,
             "judgement": judgement,
+            **beside,
         }
-        self.leave(result, lambda result: summary(result) + (lines(judgement) if judgement is not None else []))
+        told = [*(lines(judgement) if judgement is not None else []), *sizes(result)]
+        self.leave(result, lambda result: summary(result) + told)
         p.classifier.run = self.run.path
         return p.classifier
 
@@ -252,14 +256,15 @@ def overview(p: PreparedTexts) -> list[str]:
 
 
 def _of_bag(p: PreparedTexts) -> list[str]:
-    b, model = p.config.bag, p.model
+    b, d, model = p.config.bag, p.config.distil, p.model
+    by = "" if d.teacher is None else f", taught by {d.teacher} at temperature {d.temperature:g}"
     kinds = [f"runs of 1–{b.words} words"] * (b.words > 0) + [f"of {b.shortest}–{b.longest} characters"] * (
         b.longest > 0
     )
     mean = float(p.train.rows.lengths.float().mean())
     return [
         f"bag of {' and '.join(kinds)} ({mean:,.0f} a text) in {b.buckets:,} buckets; network "
-        f"{'-'.join(map(str, model.mlp.sizes))}, {p.config.ffn.activation}: {model.parameter_count:,} parameters"
+        f"{'-'.join(map(str, model.mlp.sizes))}, {p.config.ffn.activation}: {model.parameter_count:,} parameters{by}"
     ]
 
 
@@ -281,6 +286,12 @@ def command(config: FinetuneConfig) -> str:
     'feedfwd finetune train.csv --test test.csv'
     """
     words = ["feedfwd", "finetune", config.source]
+    for name in ("teacher", "unlabelled"):
+        if (value := getattr(config.distil, name)) is not None:
+            words += [f"--{name}", str(value)]
+    if config.distil.teacher is not None:
+        plain = config.distil.model_copy(update={"teacher": None, "unlabelled": None})
+        config = config.model_copy(update={"distil": plain})
     flags = {name: name for name in ("test", "text", "target", "task", "method", "effort", "minutes", "seed")}
     for name, flag in ({"pretrained": "from"} | flags).items():
         value = getattr(config, name)

@@ -70,8 +70,9 @@ def _held(p: PreparedTexts, known: Tensor, say: Callable[[str], None]) -> tuple[
     while sum(len(part.targets) for part in parts) < wanted and len(parts) < FOLDS:
         say(f"training once more without the {ORDINALS[len(parts)]} fifth of the texts, to judge by answers to it")
         held, kept = ((fold_N == len(parts)) == inside for inside in (True, False))
-        classifier, known = _trained_without(p, _part(p.train, kept.nonzero().flatten()))
-        parts.append(answers_of(classifier, _part(p.train, held.nonzero().flatten()), known))
+        rest = _part(p.train, kept.nonzero().flatten())
+        classifier = trained_on(p, rest)
+        parts.append(answers_of(classifier, _part(p.train, held.nonzero().flatten()), memory(classifier, rest)))
     fifths = f"{len(parts)} fifth{'s' if len(parts) > 1 else ''}"
     return Answers.concatenated(parts), f"{fifths} of the training part, each by a network trained without it"
 
@@ -97,8 +98,8 @@ def _part(whole: TextPart, chosen: Tensor) -> TextPart:
     return TextPart(whole.data.subset(chosen), texts, whole.rows.select(chosen))
 
 
-def _trained_without(p: PreparedTexts, part: TextPart) -> tuple[TextClassifier, Tensor]:
-    """A network like the run's own, trained for as many epochs on `part` alone, and the vectors of that part."""
+def trained_on(p: PreparedTexts, part: TextPart) -> TextClassifier:
+    """A network like the run's own, trained for as many epochs on `part` of the training texts alone."""
     c = p.config
     with torch.random.fork_rng():
         torch.manual_seed(c.seed)
@@ -123,4 +124,4 @@ def _trained_without(p: PreparedTexts, part: TextPart) -> tuple[TextClassifier, 
     if ema is not None:
         model.load_state_dict({k: v for k, v in ema.state_dict().items() if k != "updates"}, strict=False)
     model.eval()
-    return classifier, memory(classifier, part)
+    return classifier

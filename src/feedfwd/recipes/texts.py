@@ -22,6 +22,7 @@ from feedfwd.models.bag import Bag
 from feedfwd.models.encoder import Encoder
 from feedfwd.recipes.adapters import adapted
 from feedfwd.recipes.classifier import BagReader, Network, Reader, TextClassifier, TokenReader, build_bag, build_encoder
+from feedfwd.recipes.distil import Taught, distillation, taught
 from feedfwd.recipes.goals import Goal, Number, SeveralLabels, goal_for
 from feedfwd.recipes.prepare import usable_device
 from feedfwd.recipes.pretrained import Pretrained, load_pretrained
@@ -65,6 +66,7 @@ class PreparedTexts:
     notes: list[str] = field(default_factory=list)
     features: Tensor | None = None  # of the training texts, where nothing below the head is trained
     seconds: float = 0.0  # that they took
+    taught: Taught | None = None  # what a teacher says to the training texts, and to others
 
     @property
     def model(self) -> Network:
@@ -88,7 +90,11 @@ class PreparedTexts:
         c, targets = self.config, self.train.data.targets.to(self.device)
         if self.features is not None:
             return TensorBatches(self.features, targets, c.train.batch_size, seed=c.seed, drop_last=False)
-        rows = Ragged(self.train.rows.values.to(self.device), self.train.rows.lengths.to(self.device))
+        rows = self.train.rows
+        if self.taught is not None:
+            rows, targets = self.taught.examples(rows, self.train.data)
+            targets = targets.to(self.device)
+        rows = Ragged(rows.values.to(self.device), rows.lengths.to(self.device))
         alike = isinstance(self.model, Encoder)  # where a place filled up costs as much as a token
         return RaggedBatches(rows, targets, c.train.batch_size, seed=c.seed, alike=alike)
 
@@ -103,12 +109,17 @@ class PreparedTexts:
         return RowAdam(model.named_parameters(), o.lr, betas=betas, eps=o.eps, weight_decay=o.weight_decay, rate=rate)
 
     @property
+    def examples(self) -> int:
+        """Texts that an epoch goes over."""
+        return len(self.train) + (0 if self.taught is None else len(self.taught))
+
+    @property
     def examples_per_update(self) -> int:
-        return min(self.config.train.batch_size, len(self.train)) * self.config.train.accumulate
+        return min(self.config.train.batch_size, self.examples) * self.config.train.accumulate
 
     @property
     def updates_per_epoch(self) -> float:
-        return math.ceil(len(self.train) / self.config.train.batch_size) / self.config.train.accumulate
+        return math.ceil(self.examples / self.config.train.batch_size) / self.config.train.accumulate
 
     @property
     def steps(self) -> int:
@@ -195,7 +206,21 @@ def prepare_texts(config: FinetuneConfig, *, resolved: bool = False) -> Prepared
     )
     if isinstance(model, Encoder):
         _start(prepared, model)
+    elif config.distil.teacher is not None:
+        _ask(prepared, model)
     return prepared
+
+
+def _ask(p: PreparedTexts, model: Bag) -> None:
+    """Let the teacher answer, and the bag learn that."""
+    c, begun = p.config, time.perf_counter()
+    p.taught = taught(c.distil, p.goal, p.classifier.reader, p.train.texts, p.train.data, p.test.texts, c.text)
+    p.seconds = time.perf_counter() - begun
+    p.loss = distillation(c.distil, p.goal, p.loss)
+    p.notes += p.taught.notes
+    p.fingerprint += p.taught.fingerprint
+    values = torch.cat([p.train.rows.values, p.taught.rows.values])
+    model.weigh(values.to(p.device), p.examples)
 
 
 def _check(pretrained: Pretrained) -> None:
