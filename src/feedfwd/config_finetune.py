@@ -27,6 +27,9 @@ class LabelledConfig(Settings):
 
     validation: Share = Field(0.0, description="share of the training part held back for validation; 0 trains on all")
     test: Annotated[Share, Field(gt=0)] = Field(0.2, description="share split off as test part where none is named")
+    test_seed: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(
+        None, description="seed of the test part's split; not given: `seed`"
+    )
 
 
 class BagConfig(Settings):

@@ -267,7 +267,8 @@ def parts(config: FinetuneConfig) -> tuple[Texts, Texts | None, Texts, Goal, lis
         test = other.texts, goal.targets(other)
         notes += [f"{config.test}: {note}" for note in other.notes]
     else:
-        data, held = split(data, config.data.test, config.seed)
+        test_seed = config.seed if config.data.test_seed is None else config.data.test_seed
+        data, held = split(data, config.data.test, test_seed)
         test = _texts(whole, held), held
     rest, validation = data, None
     if config.data.validation > 0:

@@ -82,7 +82,7 @@ class Plan:
     def trial_config(self, variant: Variant, seed: int) -> Recipe:
         """The settings of one training: the test part's split is the same for all, all else goes by the seed."""
         config = self._changed(self.changes(variant)).with_("seed", seed)
-        return config.with_("data.test_seed", self.config.seed) if self.verb == "fit" else config
+        return config if self.verb == "pretrain" else config.with_("data.test_seed", self.config.seed)
 
     def winner_config(self, variant: Variant) -> Recipe:
         """What was said, and the variant's settings: none of what only the study needed."""
