@@ -11,8 +11,11 @@ from meanings import ASKED, MEANT, SIGNS, Lines, write
 import feedfwd as ff
 from feedfwd.checkpoint import Run
 from feedfwd.config import parse
-from feedfwd.config_retrieval import RankConfig
+from feedfwd.config_pretrain import PretrainConfig
+from feedfwd.config_retrieval import EmbedConfig, RankConfig
+from feedfwd.recipes.embed import embed_config
 from feedfwd.recipes.interrupt import Interrupted
+from feedfwd.recipes.pretrain import pretrain_config
 from feedfwd.recipes.rank import Finder, dry_run, judged_alone, prepare_lists, rank_config, resume
 from feedfwd.recipes.retrieved import evaluate_pairs, rank_file
 
@@ -137,3 +140,36 @@ def test_scores_are_of_pairs_and_not_of_their_company(place: Path, tmp_path: Pat
     alone = [made.scores([q], [t])[0] for q, t in zip(queries, texts, strict=True)]
     np.testing.assert_allclose(whole, alone, rtol=1e-4, atol=1e-4)
     assert json.loads((tmp_path / "run" / "preprocess.json").read_text())["task"] == "rank"
+
+
+def test_a_run_that_embeds_goes_on_to_rank(place: Path, tmp_path: Path, tiny_bert: Path):
+    pairs = parse(EmbedConfig, {"source": str(place / "lists.jsonl"), "pretrained": str(tiny_bert)})
+    encoder = embed_config(pairs.with_("train.steps", 2), tmp_path / "embed")
+    p = prepare_lists(config(place / "lists.jsonl", tmp_path / "embed"))
+    body = {name.removeprefix("backbone."): tensor for name, tensor in encoder.model.state_dict().items()}
+    for name, tensor in p.model.backbone.state_dict().items():
+        assert torch.equal(tensor, body[name])
+    assert p.pretrained.pooling == "mean" and p.pretrained.family == "bert"
+    assert "[CLS] " in p.pairs.decode(next(iter(p.rows(*(part[:1] for part in p.tested["test"])))).tolist())
+    bag = embed_config(
+        parse(EmbedConfig, {"source": str(place / "lists.jsonl"), "train": {"steps": 1}}), tmp_path / "b"
+    )
+    with pytest.raises(ff.errors.ConfigError, match="bag of n-grams, which nothing can start from"):
+        prepare_lists(config(place / "lists.jsonl", bag.run))
+
+
+def test_a_language_model_of_ours_embeds_and_ranks(place: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("FEEDFWD_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "text.txt").write_text("".join(f"{i} times {i % 7} is {i * (i % 7)}.\n" for i in range(200)))
+    sizes = {"width": 32, "depth": 1, "heads": 2}
+    made = {"sources": [str(tmp_path / "text.txt")], "model": sizes, "train": {"steps": 1, "batch_size": 4}}
+    base = parse(PretrainConfig, made | {"data": {"row": 64, "tokenizer": "bytes", "separate": True}})
+    pretrain_config(base, tmp_path / "base")
+    ranker = rank_config(config(place / "lists.jsonl", tmp_path / "base", train__steps=1), tmp_path / "rank")
+    row = ranker.pairs.row([65], [66])
+    assert [one % 257 for one in row] == [256, 65, 256, 66] and ranker.model.backbone.end is None
+    first, other = ranker.scores(["a", "a"], ["take w0", "take x1"])
+    assert first != other
+    pairs = parse(EmbedConfig, {"source": str(place / "lists.jsonl"), "pretrained": str(tmp_path / "base")})
+    encoder = embed_config(pairs.with_("train.steps", 1), tmp_path / "embed")
+    assert encoder.model.pooling == "last" and encoder.encode(["a", ""]).shape == (2, 32)

@@ -13,6 +13,7 @@ from feedfwd.errors import ConfigError, DataError
 from feedfwd.interop.huggingface import read
 from feedfwd.interop.weights import read_json
 from feedfwd.models.transformer import Transformer, build
+from feedfwd.recipes.verbs import verb_of
 from feedfwd.recipes.writer import TOKENIZER, Writer
 
 __all__ = ["Pretrained", "build", "load_pretrained"]
@@ -42,14 +43,14 @@ class Pretrained:
 
 
 def load_pretrained(source: str, *, dropout: float | None = None) -> Pretrained:
-    """The model at `source`: a run directory of `feedfwd pretrain`, a folder with a config.json, or owner/name.
+    """The model at `source`: a run of `feedfwd pretrain` or `finetune`, a folder with a config.json, or owner/name.
 
     `dropout` takes the place of what the model was trained with. Raises DataError for what isn't there or is damaged,
     RunError for a run that is incomplete, ConfigError for a family or a setting that isn't here.
     """
     path = Path(source).expanduser()
     if (path / "config.toml").is_file():
-        return _of_run(path, dropout)
+        return _of_encoder(path, dropout) if verb_of(path) in ("finetune", "embed", "rank") else _of_run(path, dropout)
     if path.is_dir():
         return _of_folder(path, source, dropout)
     if source.count("/") == 1 and not path.exists() and not source.startswith((".", "~", "/")):
@@ -75,6 +76,26 @@ def _of_run(path: Path, dropout: float | None) -> Pretrained:
     tokenizer = ModelTokenizer.of(writer.tokenizer, both=not model.causal)
     pooling = "last" if model.causal else "mean"
     return Pretrained(str(path), model, model.settings, tokenizer, model.context, pooling)
+
+
+def _of_encoder(path: Path, dropout: float | None) -> Pretrained:
+    """What a fine-tuned encoder has become, without its head."""
+    run = Run.open(path)
+    said = run.read_json(run.preprocess_file).get("pretrained")
+    if said is None:
+        what = f"{path} is a bag of n-grams, which nothing can start from"
+        raise ConfigError(what, hint="give a run that itself was started with --from, or a model")
+    model = build(said["settings"] | ({} if dropout is None else {"dropout": dropout}))
+    own = {name.removeprefix("backbone."): t for name, t in run.load_model().items() if name.startswith("backbone.")}
+    try:
+        model.load_state_dict(own)
+    except RuntimeError as error:
+        raise run.misfit(error) from None
+    tokenizer = ModelTokenizer(
+        run.read_text(path / TOKENIZER), said["special"], before=said["before"], after=said["after"]
+    )
+    pooling, family = said["pooling"], said["family"]
+    return Pretrained(str(path), model.eval(), model.settings, tokenizer, model.context, pooling, family=family)
 
 
 def _of_folder(folder: Path, name: str, dropout: float | None) -> Pretrained:
