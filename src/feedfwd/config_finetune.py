@@ -65,6 +65,12 @@ class EncoderConfig(Settings):
     frozen_embeddings: bool = Field(False, description="the tokens' vectors stay as they are")
 
 
+class ReadingConfig(EncoderConfig):
+    """A text may also be read in parts."""
+
+    windows: Count = Field(1, description="parts of encoder.longest tokens that a longer text is read in; means count")
+
+
 class AdaptConfig(Settings):
     """method=lora or dora: low-rank maps beside the frozen ones (arXiv 2106.09685, 2402.09353)."""
 
@@ -147,7 +153,7 @@ class FinetuneConfig(Recipe):
     method: Literal["full", "head", "lora", "dora"] = Field("full", description="which weights of it are trained")
     data: LabelledConfig = LabelledConfig()
     bag: BagConfig = BagConfig()
-    encoder: EncoderConfig = EncoderConfig()
+    encoder: ReadingConfig = ReadingConfig()
     adapt: AdaptConfig = AdaptConfig()
     distil: DistilConfig = DistilConfig()
     ffn: FFNSpec = FFNSpec()

@@ -9,6 +9,7 @@ from pathlib import Path
 from feedfwd.data.tokenizer import TextTokenizer
 from feedfwd.errors import DataError
 
+OVERLAP = 4  # windows share one part in so many
 PAD_NAMES = ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>")
 
 
@@ -87,6 +88,19 @@ class ModelTokenizer:
         if not special:
             return [row.ids for row in encoded]
         return [[*self.before, *row.ids, *self.after] for row in encoded]
+
+    def windows(self, texts: Sequence[str], longest: int, most: int) -> list[list[list[int]]]:
+        """Each text as up to `most` rows of at most `longest` tokens, special ones around each; all but the last are
+        full, and each begins with the last quarter of what the one before had of the text.
+        """
+        around = len(self.before) + len(self.after)
+        room = longest - around - self.engine.num_special_tokens_to_add(is_pair=False)
+        if room < 1:
+            raise DataError(f"longest={longest} leaves no room for text", hint="give more tokens a text")
+        self.engine.enable_truncation(longest - around, stride=room // OVERLAP)
+        encoded = self.engine.encode_batch(list(texts), add_special_tokens=True)
+        parts = [[row, *row.overflowing][:most] for row in encoded]
+        return [[[*self.before, *part.ids, *self.after] for part in row] for row in parts]
 
     def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
         """The text of tokens, special ones left out unless wanted."""

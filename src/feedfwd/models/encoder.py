@@ -36,12 +36,33 @@ def pool(h: Tensor, there: Tensor, how: str) -> Tensor:  # (B, T, W), (B, T) -> 
     raise ConfigError(f"unknown pooling {how!r}", hint=nearest(how, POOLINGS))
 
 
+def windows(x: Tensor, size: int) -> tuple[Tensor, Tensor]:  # (B, T) -> (N, size), (N,)
+    """The rows that a row holds end to end, and whose they are.
+
+    >>> windows(torch.tensor([[1, 2, 3], [4, PAD, PAD]]), 2)
+    (tensor([[ 1,  2],
+            [ 3, -1],
+            [ 4, -1]]), tensor([0, 0, 1]))
+    """
+    parts = F.pad(x, (0, -x.shape[1] % size), value=PAD).view(len(x), -1, size)
+    there = (parts != PAD).any(2)
+    there[:, 0] = True  # a text without tokens is a row all the same
+    return parts[there], there.nonzero()[:, 0]
+
+
+def means(values: Tensor, texts: Tensor, count: int) -> Tensor:  # (N, D), (N,) -> (B, D)
+    """The mean of each text's rows."""
+    total = values.new_zeros(count, values.shape[1]).index_add(0, texts, values)
+    return total / torch.bincount(texts, minlength=count)[:, None]
+
+
 class Encoder(nn.Module):
     """Token ids (B, T), filled up at the end with `PAD`, to what a task asks for (B, O).
 
     The backbone's last states are pooled to one vector a text, and an MLP of any kind makes the outputs of it; with no
     hidden layer that is one linear map. Padding is invisible: a row gives the same whatever it shares a batch with. The
-    backbone's own head and pooler are taken off.
+    backbone's own head and pooler are taken off. With `window`, a row longer than so many tokens is several rows of
+    that many end to end: the text's vector and outputs are the means of theirs.
 
     >>> model = Encoder(Transformer(50, width=8, depth=1, heads=2, hidden=16, causal=False), 3)
     >>> model(torch.tensor([[5, 7, 9], [4, PAD, PAD]])).shape
@@ -55,21 +76,31 @@ class Encoder(nn.Module):
         *,
         pooling: str = "mean",
         hidden: Sequence[int] = (),
+        window: int | None = None,
         generator: Generator | None = None,
         **mlp: Any,
     ) -> None:
         super().__init__()
         if pooling not in POOLINGS:
             raise ConfigError(f"unknown pooling {pooling!r}", hint=nearest(pooling, POOLINGS))
-        self.backbone, self.pooling = backbone, pooling
+        self.backbone, self.pooling, self.window = backbone, pooling, window
         backbone.head, backbone.head_kind, backbone.pooler = nn.Identity(), "none", None
         self.mlp = MLP([backbone.width, *hidden, outputs], generator=generator, **mlp)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T) -> (B, O)
-        return self.mlp(self.features(x))
+        if self.window is None or x.shape[1] <= self.window:
+            return self.mlp(self.features(x))
+        parts, texts = windows(x, self.window)
+        return means(self.mlp(self._features(parts)), texts, len(x))
 
     def features(self, x: Tensor) -> Tensor:  # (B, T) -> (B, W)
         """One vector a text, before the head."""
+        if self.window is None or x.shape[1] <= self.window:
+            return self._features(x)
+        parts, texts = windows(x, self.window)
+        return means(self._features(parts), texts, len(x))
+
+    def _features(self, x: Tensor) -> Tensor:
         there = x != PAD
         lengths = there.sum(1)
         h = self.backbone.hidden(x.clamp(min=0), lengths=lengths)

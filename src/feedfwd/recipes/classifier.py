@@ -53,14 +53,18 @@ def build_bag(config: FinetuneConfig, outputs: int) -> Bag:
     )
 
 
-def build_encoder(config: FinetuneConfig, backbone: Transformer, pooling: str, outputs: int) -> Encoder:
-    """A pretrained model with the head that the settings describe; `pooling` is what it was trained with."""
+def build_encoder(
+    config: FinetuneConfig, backbone: Transformer, pooling: str, outputs: int, longest: int | None = None
+) -> Encoder:
+    """A pretrained model with the head that the settings describe; `pooling` is what it was trained with, `longest` the
+    tokens of a window."""
     e, f = config.encoder, config.ffn
     return Encoder(
         backbone,
         outputs,
         pooling=pooling if e.pooling == "auto" else e.pooling,
         hidden=e.hidden,
+        window=longest if e.windows > 1 else None,
         activation=f.activation,
         kind=f.kind,
         init=f.init,
@@ -89,19 +93,27 @@ class BagReader:
 
 
 class TokenReader:
-    """The tokens of a text, by a pretrained model's own tokenizer; of a long one the first `longest`."""
+    """The tokens of a text, by a pretrained model's own tokenizer; of a long one the first `longest`, or up to so many
+    windows of that many end to end, each but the last one full."""
 
-    def __init__(self, tokenizer: ModelTokenizer, longest: int) -> None:
-        self.tokenizer, self.longest = tokenizer, longest
+    def __init__(self, tokenizer: ModelTokenizer, longest: int, windows: int = 1) -> None:
+        self.tokenizer, self.longest, self.windows = tokenizer, longest, windows
 
     def rows(self, texts: Sequence[str]) -> Ragged:
-        found = [row or [self.tokenizer.pad] for row in self.tokenizer.encode(texts, longest=self.longest)]
+        if self.windows > 1:
+            parts = self.tokenizer.windows(texts, self.longest, self.windows)
+            found = [[token for part in row for token in part] or [self.tokenizer.pad] for row in parts]
+        else:
+            found = [row or [self.tokenizer.pad] for row in self.tokenizer.encode(texts, longest=self.longest)]
         ids = torch.tensor([token for row in found for token in row], dtype=torch.int32)
         return Ragged(ids, torch.tensor([len(row) for row in found], dtype=torch.int64))
 
     def cut(self, texts: Sequence[str], rows: Ragged) -> int:
         """How many of the texts are longer than their rows."""
-        full = [texts[i] for i in (rows.lengths >= self.longest).nonzero()[:, 0].tolist()]
+        full = [texts[i] for i in (rows.lengths >= self.windows * self.longest).nonzero()[:, 0].tolist()]
+        if self.windows > 1:
+            more = self.tokenizer.windows(full, self.longest, self.windows + 1)
+            return sum(len(row) > self.windows for row in more)
         return sum(len(row) > self.longest for row in self.tokenizer.encode(full, longest=None))
 
     def about(self) -> dict[str, Any]:
@@ -120,8 +132,9 @@ def load_encoder(path: Path, config: FinetuneConfig, about: Any, outputs: int) -
         tokenizer = ModelTokenizer(
             run.read_text(path / TOKENIZER), said["special"], before=said["before"], after=said["after"]
         )
-        encoder = build_encoder(config, build(said["settings"]), said["pooling"], outputs)
-        return encoder, TokenReader(tokenizer, int(said["longest"]))
+        longest = int(said["longest"])
+        encoder = build_encoder(config, build(said["settings"]), said["pooling"], outputs, longest)
+        return encoder, TokenReader(tokenizer, longest, config.encoder.windows)
     except (KeyError, TypeError, ValueError) as error:
         what = f"{run.preprocess_file} doesn't tell of the pretrained model ({type(error).__name__}: {error})"
         raise RunError(what, hint="restore it from a copy, or train again") from None

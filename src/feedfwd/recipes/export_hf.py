@@ -67,6 +67,8 @@ def classifier_folder(path: Path, listener: Listener) -> Write:
         listener.say(f"its logits are divided by the run's temperature, {found.verdict.temperature:.3g}")
     reader = found.reader
     assert isinstance(reader, TokenReader)
+    if reader.windows > 1:
+        listener.say(f"note: transformers cuts texts at {reader.longest} tokens, and reads them in no windows")
     tokenizer = reader.tokenizer
     return lambda folder: export(
         model,

@@ -178,8 +178,9 @@ def prepare_texts(config: FinetuneConfig, *, resolved: bool = False) -> Prepared
     else:
         pretrained = load_pretrained(config.pretrained, dropout=config.encoder.dropout)
         _check(pretrained)
-        model = build_encoder(config, pretrained.model, pretrained.pooling, goal.outputs).to(device)
-        reader = TokenReader(pretrained.tokenizer, min(config.encoder.longest, pretrained.longest))
+        longest = min(config.encoder.longest, pretrained.longest)
+        model = build_encoder(config, pretrained.model, pretrained.pooling, goal.outputs, longest).to(device)
+        reader = TokenReader(pretrained.tokenizer, longest, config.encoder.windows)
     classifier = TextClassifier(model, config, goal, reader)
 
     def part(texts: tuple[str, ...], data: Dataset) -> TextPart:
@@ -237,10 +238,13 @@ def _start(p: PreparedTexts, model: Encoder) -> None:
     reader = p.classifier.reader
     assert isinstance(reader, TokenReader)
     for name, part in p.parts.items():
-        if cut := reader.cut(part.texts, part.rows):
-            p.notes.append(
-                f"{cut / len(part):.1%} of the {name} texts are longer than {reader.longest} tokens and cut there"
-            )
+        long, cut = int((part.rows.lengths > reader.longest).sum()), reader.cut(part.texts, part.rows)
+        if long:
+            what = f"are longer than {reader.longest} tokens and read in up to {reader.windows} windows"
+            p.notes.append(f"{long / len(part):.1%} of the {name} texts {what}")
+        if cut:
+            where = "and cut there" if reader.windows == 1 else f"in {reader.windows} windows, and cut after them"
+            p.notes.append(f"{cut / len(part):.1%} of the {name} texts are longer than {reader.longest} tokens {where}")
     assert p.pretrained is not None
     frozen = c.encoder.frozen_embeddings
     p.adapted = str(adapted(model, c.method, c.adapt, p.pretrained, frozen_embeddings=frozen))
