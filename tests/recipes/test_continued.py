@@ -58,7 +58,7 @@ def config(bases: Path, base: str, *pairs: str, **said: Any) -> PretrainConfig:
 def test_a_model_learns_another_text_and_can_be_used_as_before(bases: Path, base: str) -> None:
     said = ["optimizer.lr=0.003"] if base in ("bert", "gpt2", "llama") else []
     made = recipe.pretrain_config(config(bases, base, *said), Path("run"))
-    before, after = made.result["before"]["loss"], made.result["validation"]["loss"]
+    before, after = made.result["compared"]["before"]["loss"], made.result["validation"]["loss"]
     assert after < before - 0.05
     own, there = load_pretrained(str(bases / base)), load_pretrained("run")
     assert there.tokenizer.text == own.tokenizer.text and there.pooling == own.pooling
@@ -70,7 +70,7 @@ def test_a_model_learns_another_text_and_can_be_used_as_before(bases: Path, base
     if own.model.causal:
         assert loaded.complete(["From 1 to"], most=3)
     again = recipe.pretrain_config(config(bases, base, "train.steps=1").with_("pretrained", "run"), Path("again"))
-    assert again.result["before"]["loss"] == pytest.approx(after, abs=0.2 if base in ("masked", "bert") else 1e-4)
+    assert again.result["compared"]["before"]["loss"] == pytest.approx(after, abs=0.2 if base in ("masked", "bert") else 1e-4)
 
 
 @pytest.mark.parametrize(("base", "kind"), [("bert", "AutoModelForMaskedLM"), ("gpt2", "AutoModelForCausalLM")])
@@ -89,7 +89,7 @@ def test_it_goes_back_to_where_it_came_from(bases: Path, base: str, kind: str) -
 @pytest.mark.parametrize("method", ["lora", "dora"])
 def test_adapters_train_alone_and_are_kept(bases: Path, method: str) -> None:
     made = recipe.pretrain_config(config(bases, "next", "optimizer.lr=0.01", method=method), Path("run"))
-    assert made.result["validation"]["loss"] < made.result["before"]["loss"] - 0.05
+    assert made.result["validation"]["loss"] < made.result["compared"]["before"]["loss"] - 0.05
     assert Path("run/adapter.safetensors").is_file()
     before = load_pretrained(str(bases / "next")).model
     assert torch.equal(before.embedding.weight, made.model.embedding.weight)
@@ -116,7 +116,7 @@ def test_resuming_gives_the_same_bits(bases: Path, monkeypatch: pytest.MonkeyPat
     cut = recipe.resume(Path("cut"))
     for a, b in zip(whole.model.parameters(), cut.model.parameters(), strict=True):
         assert torch.equal(a, b)
-    assert cut.result["before"] == whole.result["before"]
+    assert cut.result["compared"]["before"] == whole.result["compared"]["before"]
 
 
 @pytest.mark.parametrize(

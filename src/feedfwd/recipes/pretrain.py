@@ -248,7 +248,7 @@ class Pretraining(Training):
             "format": FORMAT,
             "task": "language",
             "source": p.corpus.name,
-            **({} if self.before is None else {"before": self.before}),
+            **({} if self.before is None else {"compared": {"before": self.before}}),
             "validation": scores,
             "sizes": {"train": sum(map(len, p.train)), "validation": sum(map(len, p.held_out))},
             "bytes": {part: p.corpus.bytes_of(part) for part in ("train", "validation")},

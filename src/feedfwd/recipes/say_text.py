@@ -51,7 +51,7 @@ def summary(result: Mapping[str, Any]) -> list[str]:
     """The last lines of a run: scores with their n, and the time it took."""
     scores, n = result["validation"], result["sizes"]["validation"]
     speed = result["tokens_per_second"]
-    before = result.get("before")
+    before = result.get("compared", {}).get("before")
     rate = "" if speed is None else f", {speed:,.0f} tokens/s"
     if (mfu := result.get("mfu")) is not None:
         rate += f", {mfu:.0%} of this machine's matrix rate ({count(result['matrix_rate'])} FLOPs/s)"
