@@ -233,19 +233,15 @@ class Shared:
 
     def requeue(self) -> None:
         """What was begun and neither finished nor failed for a reason waits again."""
-        from optuna.trial import TrialState, create_trial
+        from optuna.trial import TrialState
 
         trials = self.study.get_trials(deepcopy=False)
         again = {t.user_attrs["again"] for t in trials if "again" in t.user_attrs}
         for t in trials:
             left = t.state == TrialState.FAIL and "number" in t.user_attrs and "reason" not in t.user_attrs
             if left and t.number not in again:
-                attrs = {**t.user_attrs, "again": t.number}
-                self.study.add_trial(
-                    create_trial(
-                        state=TrialState.WAITING, params=t.params, distributions=t.distributions, user_attrs=attrs
-                    )
-                )
+                chosen = {**t.system_attrs.get("fixed_params", {}), **t.params}
+                self.study.enqueue_trial(chosen, user_attrs={**t.user_attrs, "again": t.number})
 
     def bury(self) -> None:
         """Give up the trials of this machine's workers that are no more, without waiting for their heartbeat to end."""
