@@ -39,7 +39,13 @@ def info(
 
 
 def show_settings(terminal: Terminal) -> None:
-    for verb, kind in (("fit", FitConfig), ("finetune", FinetuneConfig), ("pretrain", PretrainConfig)):
+    from feedfwd.config_instruct import InstructConfig
+    from feedfwd.config_retrieval import EmbedConfig, RankConfig
+
+    tasks = {"instruct": InstructConfig, "embed": EmbedConfig, "rank": RankConfig}
+    kinds: dict[str, type[BaseModel]] = {"fit": FitConfig, "finetune": FinetuneConfig, "pretrain": PretrainConfig}
+    kinds |= {f"finetune --task {task}": kind for task, kind in tasks.items()}
+    for verb, kind in kinds.items():
         terminal.say(f"# feedfwd {verb}")
         for name, default, meaning in _rows(kind):
             terminal.say(f"{name}={default}" + (f"  # {meaning}" if meaning else ""))
