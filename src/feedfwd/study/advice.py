@@ -41,9 +41,6 @@ class Worth:
         """Better than the defaults beyond chance."""
         return self.mean > 0 and self.p < ALPHA
 
-    def promises(self, p: float) -> bool:
-        return self.row.state == "done" and self.gain is not None and self.mean > 0 and self.gain.p < p
-
 
 @dataclass(frozen=True)
 class Advice:

@@ -227,11 +227,7 @@ def _rows(q: Question, plan: Plan, folder: Path, listener: Listener, seconds: fl
 
 def check_plan(q: Question, reference: Row, worths: list[Worth]) -> Plan | None:
     """The best level of every choice that looks promising, together, and the best by itself; None: nothing does."""
-    best: dict[str, Worth] = {}
-    for w in worths:
-        if w.promises(PROMISING) and (w.choice not in best or w.mean > best[w.choice].mean):
-            best[w.choice] = w
-    ranked = sorted(best.values(), key=lambda w: -w.mean)
+    ranked = promising(worths)
     if not ranked:
         return None
     spend = CHECK * q.seconds * q.workers
@@ -243,6 +239,16 @@ def check_plan(q: Question, reference: Row, worths: list[Worth]) -> Plan | None:
     first = 1000 + q.search.seeds[0]
     axis = Choice("settings", {DEFAULTS: {}, **candidates})
     return replace(q.search, axes=(axis,), seeds=tuple(range(first, first + n)), search="grid", trials=None)
+
+
+def promising(worths: list[Worth]) -> list[Worth]:
+    """The best level of every choice that gained by more than a little luck, the best first; else the best of all."""
+    gained = sorted((w for w in worths if w.row.state != "failed" and w.mean > 0), key=lambda w: -w.mean)
+    likely: dict[str, Worth] = {}
+    for w in gained:
+        if w.gain is not None and w.gain.p < PROMISING:
+            likely.setdefault(w.choice, w)
+    return list(likely.values()) or gained[:1]
 
 
 def proven(checked: list[Worth]) -> Worth | None:
