@@ -42,7 +42,7 @@ def show_settings(terminal: Terminal) -> None:
     from feedfwd.config_instruct import InstructConfig
     from feedfwd.config_retrieval import EmbedConfig, RankConfig
 
-    tasks = {"instruct": InstructConfig, "embed": EmbedConfig, "rank": RankConfig}
+    tasks: dict[str, type[BaseModel]] = {"instruct": InstructConfig, "embed": EmbedConfig, "rank": RankConfig}
     kinds: dict[str, type[BaseModel]] = {"fit": FitConfig, "finetune": FinetuneConfig, "pretrain": PretrainConfig}
     kinds |= {f"finetune --task {task}": kind for task, kind in tasks.items()}
     for verb, kind in kinds.items():
