@@ -130,8 +130,9 @@ def _about_task(run: Run) -> list[str]:
 def _about_text(run: Run) -> list[str]:
     config = parse(PretrainConfig, run.settings())
     m, f, rate = config.model, config.ffn, config.optimizer.lr
+    begun = "" if config.pretrained is None else f" --from {config.pretrained}, method {config.method}"
     return [
-        f"{run.path}: feedfwd pretrain {' '.join(config.sources)}, seed {config.seed}",
+        f"{run.path}: feedfwd pretrain {' '.join(config.sources)}{begun}, seed {config.seed}",
         f"{m.depth} layers, {m.width} wide, {f.activation} {f.hidden} wide; {config.optimizer.name}, rate {rate:.3g}",
     ]
 
