@@ -95,7 +95,9 @@ class DistilConfig(Settings):
     teacher: str | None = Field(None, description="a run of finetune whose answers are learnt")
     unlabelled: str | None = Field(None, description="a file of texts without labels, which the teacher answers")
     temperature: Positive = Field(2.0, description="divides logits, so that what is less likely counts more")
-    share: Annotated[Real, Field(gt=0, le=1)] = Field(0.7, description="of the loss, the teacher's; the rest is the label's")
+    share: Annotated[Real, Field(gt=0, le=1)] = Field(
+        0.7, description="of the loss, the teacher's; the rest: the label's"
+    )
 
 
 class RowOptimizerConfig(Settings):
