@@ -19,12 +19,16 @@ from feedfwd.config import FitConfig, parse
 from feedfwd.errors import ConfigError, FeedfwdError, RunError, TrainingError
 from feedfwd.recipes.console import Silent
 from feedfwd.recipes.interrupt import Interrupted
+from feedfwd.study import advise as module
 from feedfwd.study import compare
 from feedfwd.study.advise import advise, planned, resume
 from feedfwd.study.choices import choices, in_turn
+from feedfwd.study.shared import Shared
 from feedfwd.study.trainings import Fit, Outcome, beside, example_losses
 
 BASE: dict[str, Any] = {"source": "iris", "effort": "quick", "optimizer": {"lr": 0.01}, "model": {"hidden": [8]}}
+
+END_AT = Shared.end_at
 
 
 class Heard(Silent):
@@ -51,6 +55,8 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
 
     monkeypatch.setattr(Fit, "run", run)
     monkeypatch.setattr(Fit, "seconds", lambda self, config: 0.01)
+    monkeypatch.setattr(module, "SEEDS", (3, 4))
+    monkeypatch.setattr(Shared, "end_at", lambda self, until: None)  # a busy machine changes nothing
     return worth
 
 
@@ -100,6 +106,20 @@ def test_what_is_better_is_found_and_checked_on_fresh_seeds(pretended: dict[str,
     assert result["test"].keys() == {"defaults", "advised"} and result["test_gain"] is not None
     page = (tmp_path / "a/report.html").read_text()
     assert found.label in page and "Each change alone" in page and 'activation = "tanh"' in page.replace("&#34;", '"')
+
+
+def test_what_was_not_tried_is_said(
+    pretended: dict[str, float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(Shared, "end_at", END_AT)
+    monkeypatch.setattr(module, "SEARCH", 1e-9)
+    heard = Heard()
+    question, _ = planned(BASE, 0.05, workers=1)
+    monkeypatch.setattr(module, "planned", lambda *args, **options: (question, "late"))
+    found = advise(BASE, 0.05, heard, tmp_path / "a", workers=1)
+    assert found.label == "the defaults" and found.defaults.state == "done"
+    assert any(line.startswith("not tried, the time was over: ") and "gelu" in line for line in heard.lines)
+    assert "how sure: none of 0 changes looked better than the defaults" in heard.lines
 
 
 def test_a_change_that_fails_is_said_and_the_rest_goes_on(pretended: dict[str, float], tmp_path: Path) -> None:

@@ -12,8 +12,6 @@ from feedfwd.study.results import finite
 from feedfwd.study.shared import Row
 from feedfwd.study.statistics import ALPHA, Estimate, estimate, paired
 
-AT_ONCE = 4  # choices told in words; the page has all
-
 
 @dataclass
 class Worth:
@@ -35,6 +33,10 @@ class Worth:
     @property
     def mean(self) -> float:
         return self.gain.mean if self.gain else -float("inf")
+
+    @property
+    def tried(self) -> bool:
+        return self.row.state not in ("waiting", "running")
 
     @property
     def found(self) -> bool:
@@ -86,11 +88,14 @@ def said(a: Advice) -> list[str]:
         tried = "; ".join(f"{w.label}: {gained(name, w)}" for w in a.checked if w.gain)
         lines.append(f"how sure: nothing was proven better than the defaults; on fresh seeds and splits {tried}")
     else:
-        lines.append(f"how sure: none of {len(a.worths)} changes looked better than the defaults")
+        lines.append(f"how sure: none of {sum(w.tried for w in a.worths)} changes looked better than the defaults")
     lines.append(f"what each choice was worth beside the defaults, in {unit(name)} of {label}:")
-    for choice in dict.fromkeys(w.choice for w in a.worths):
-        of = sorted((w for w in a.worths if w.choice == choice), key=lambda w: -w.mean)
+    measured = [w for w in a.worths if w.tried]
+    for choice in dict.fromkeys(w.choice for w in measured):
+        of = sorted((w for w in measured if w.choice == choice), key=lambda w: -w.mean)
         lines.append(f"  {choice}: " + "; ".join(_short(name, w) for w in of))
+    if left := [w.label for w in a.worths if not w.tried]:
+        lines.append(f"not tried, the time was over: {', '.join(left)}")
     lines.append(tested(a))
     lines.append(f"train it with: feedfwd fit --config {a.path}")
     return lines
@@ -121,12 +126,10 @@ def gained(name: str, w: Worth) -> str:
 def _short(name: str, w: Worth) -> str:
     if w.row.state == "failed":
         return f"{w.label} failed ({w.row.reason})"
-    if w.row.state in ("waiting", "running"):
-        return f"{w.label} not tried: the time was over"
     if w.gain is None:
         return f"{w.label} dropped early"
     if w.gain.n < 2 or not isfinite(w.gain.low):
-        return f"{w.label} {amount(name, w.gain.mean)} in {w.gain.n} training, dropped"
+        return f"{w.label} {amount(name, w.gain.mean)} in one training"
     return f"{w.label} {amount(name, w.gain.mean)} ({amount(name, w.gain.low)} … {amount(name, w.gain.high)})"
 
 
