@@ -13,7 +13,7 @@ class ChatConfig(Settings):
 
     template: str = Field("auto", description="auto (the model's own, else plain), plain, chatml, or a .jinja file")
     longest: Annotated[int, Field(ge=8)] = Field(512, description="tokens of a conversation; what is longer is cut")
-    packing: bool = Field(True, description="several conversations share a row; none sees another")
+    packing: bool = Field(False, description="conversations of all lengths share rows; none sees another")
     validation: Share = Field(0.1, description="share of the conversations held back; 0: none")
 
 

@@ -60,8 +60,10 @@ def config(place: Path, **settings) -> InstructConfig:
     return made
 
 
-def test_a_model_learns_to_answer_and_to_stop(place, tmp_path):
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_model_learns_to_answer_and_to_stop(place, tmp_path, packing):
     settings = {"train__steps": 120, "optimizer__lr": 0.003, "chat__validation": 0.0, "train__batch_size": 6}
+    settings |= {"chat__packing": packing}
     made = instruct_config(config(place, **settings), tmp_path / "run")
     loaded = Chatter.load(tmp_path / "run")
     for thing, colour in COLOURS.items():

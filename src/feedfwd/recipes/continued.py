@@ -20,7 +20,7 @@ from feedfwd.models.transformer import Transformer, build
 from feedfwd.recipes.pretrained import Pretrained, load_pretrained
 
 FREE = {"model.dropout", "model.recompute"}  # of the network's settings those that another training may change
-LOWER = 0.3  # of the rate that one of our runs was trained at, which comes down from there once more
+LOWER = 0.5  # of the rate that one of our runs was trained at, which comes down from there once more
 RATES = {"full": 2e-4, "lora": 1e-3, "dora": 1e-3}  # of AdamW, for other models and for adapters
 EPOCHS = 4  # over the text at most; up to so many are worth about as much as new text (arXiv 2305.16264)
 UPDATES = {"quick": 200, "standard": 1000, "best": 4000}
