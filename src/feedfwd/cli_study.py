@@ -106,9 +106,10 @@ def advise(
     data_dir: DataDir = None,
     resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on after a stop or a kill.")] = None,
 ) -> None:
-    """Find structure, activation and training for these data by measuring; else the defaults. Settles what --set says.
+    """Find structure, activation and training for these data by measuring.
 
-    Advised is only what is better than the defaults beyond chance, on seeds and splits that had no part in finding it.
+    Advised is only what is better than the defaults beyond chance, on seeds and splits that had no part in finding it;
+    else the defaults. What --set says is settled and not tried.
     """
     from feedfwd.recipes.console import Terminal
     from feedfwd.study import advise as study
@@ -117,7 +118,8 @@ def advise(
         if resume is not None:
             study.resume(resume, terminal, workers=workers)
             return
-        base = _base("fit", source, config, set_, effort=effort, seed=seed, target=target, data_dir=data_dir)
+        example = "feedfwd advise iris --minutes 1"
+        base = _base("fit", source, config, set_, example, effort=effort, seed=seed, target=target, data_dir=data_dir)
         study.advise(base, minutes, terminal, run, score=score, workers=workers)
 
 
@@ -141,7 +143,12 @@ def graph(
 
 
 def _base(
-    verb: str, source: list[str] | None, config: Path | None, set_: list[str] | None, **flags: object
+    verb: str,
+    source: list[str] | None,
+    config: Path | None,
+    set_: list[str] | None,
+    example: str = "feedfwd compare digits --vary ffn.activation=relu,gelu",
+    **flags: object,
 ) -> dict[str, object]:
     """The settings that all variants share, nested, as they were said."""
     from feedfwd.cli import layered
@@ -160,7 +167,7 @@ def _base(
         given["source"] = source[0]
     settings = layered(kind, config, set_, given)
     if "source" in kind.model_fields and "source" not in settings:
-        raise ConfigError("no SOURCE to train on", hint="try: feedfwd compare digits --vary ffn.activation=relu,gelu")
+        raise ConfigError("no SOURCE to train on", hint=f"try: {example}")
     return settings
 
 

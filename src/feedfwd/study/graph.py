@@ -180,6 +180,8 @@ def graph(what: str, out: Path | None, listener: Listener, settings: dict[str, A
     """Draw a run's network, or the one that `fit` would train on a source; returns where the SVG lies."""
     run = Path(what)
     own = (run / "config.toml").is_file()
+    if (run / "study.json").is_file():
+        raise ConfigError(f"{what} is a study", hint=f"draw the run that it left: feedfwd graph {run / 'winner'}")
     if own and settings and settings.keys() - {"source"}:
         raise ConfigError(f"{what} is a run with its own settings", hint="draw the source with --set, or the run alone")
     model, x, per, unit, shape = _run(run) if own else _source(settings or {"source": what})
