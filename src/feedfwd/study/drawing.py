@@ -41,8 +41,8 @@ def draw(g: "Graph", title: str, shape: str) -> str:
     out = [_text(LEFT, 34, title, size=19, bold=True)]
     about = "bytes kept for the backward pass are measured in single precision, by the plain formula"
     out.append(_text(LEFT, 56, f"FLOPs (of products) and bytes are of one {g.unit}; {about}", "m", size=12))
-    out.append(_text(LEFT + 0.5 * BOX, 88, "forward ↓", "ft", size=12))
-    out.append(_text(LEFT + 0.76 * BOX, 88, "↑ gradient", "rt", size=12))
+    out.append(_text(LEFT + 0.56 * BOX, 88, "forward ↓", "ft", size=12))
+    out.append(_text(LEFT + 0.79 * BOX, 88, "↑ gradient", "rt", size=12))
     heads = {"shape": "comes out", "parameters": "parameters", "forward": "FLOPs ↓", "backward": "FLOPs ↑"} | {
         "kept": "bytes kept"
     }
@@ -112,7 +112,7 @@ def _ways(boxes: list["Box"], tops: list[int]) -> list[str]:
             start, end = (TOP if source == INPUT else tops[source]), tops[target]
             bottom = start + HEIGHT
             if source == target - 1:
-                a, b = LEFT + 0.57 * BOX, LEFT + 0.79 * BOX
+                a, b = LEFT + 0.64 * BOX, LEFT + 0.82 * BOX
                 out.append(f'<path class="f" d="M{a} {bottom} V{end} m-4 -6 l4 6 l4 -6"/>')
                 if source != INPUT:
                     out.append(f'<path class="r" d="M{b} {end} V{bottom} m-4 6 l4 -6 l4 6"/>')
