@@ -83,6 +83,12 @@ def test_every_change_is_one_and_near_the_defaults(table: bool) -> None:
     assert len({kinds[level] for level in first}) == len(first), "one of each choice comes first"
 
 
+def test_images_have_choices_too(pretended: dict[str, float]) -> None:
+    question, lines = planned({"source": "digits", "effort": "quick"}, 1.0, workers=1)
+    assert {"structure", "activation", "norm", "dropout"} <= set(question.kinds.values())
+    assert "numbers" not in question.kinds.values() and "held back from the training part" in lines
+
+
 def test_nothing_better_keeps_the_defaults(pretended: dict[str, float], tmp_path: Path) -> None:
     heard = Heard()
     found = advise(BASE, 0.1, heard, tmp_path / "a", workers=1)
