@@ -18,6 +18,7 @@ from feedfwd.data.tokenizer import TextTokenizer
 from feedfwd.errors import ConfigError
 from feedfwd.models.transformer import Transformer, build
 from feedfwd.recipes.pretrained import Pretrained, load_pretrained
+from feedfwd.recipes.verbs import verb_of
 
 FREE = {"model.dropout", "model.recompute"}  # of the network's settings those that another training may change
 LOWER = 0.5  # of the rate that one of our runs was trained at, which comes down from there once more
@@ -151,9 +152,11 @@ def settled(config: PretrainConfig, base: Base, tokens: int) -> PretrainConfig:
 
 
 def _trained(config: PretrainConfig) -> PretrainConfig | None:
-    """How a run of ours was trained; None of other models."""
+    """How a run of `pretrain` was trained; None of other models."""
     path = Path(str(config.pretrained)).expanduser()
-    return parse(PretrainConfig, Run.open(path).settings()) if (path / "config.toml").is_file() else None
+    if not (path / "config.toml").is_file() or verb_of(path) != "pretrain":
+        return None
+    return parse(PretrainConfig, Run.open(path).settings())
 
 
 def network(config: PretrainConfig, base: Base) -> Transformer:
