@@ -176,8 +176,8 @@ def table(effort: str, facts: Facts) -> dict[str, Any]:
         case "best":
             return common | {
                 "model.members": 16,
-                "optimizer.lr": 0.004 if facts.regress else 0.002,
-                "train.epochs": epochs_for(facts.examples, shown=1_240_000 if facts.regress else 500_000, most=60),
+                "optimizer.lr": 0.004,
+                "train.epochs": epochs_for(facts.examples, shown=1_240_000 if facts.regress else 650_000, most=60),
             }
         case _:
             regress = {"ffn.dropout": 0.2, "train.epochs": epochs_for(facts.examples, shown=1_240_000, most=60)}
