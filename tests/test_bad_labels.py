@@ -95,7 +95,6 @@ CASES: list[tuple[str, Make, str]] = [
     ("no such model", given("t.jsonl", "--from", "nowhere"), "neither a run"),
     ("a folder without a model", given("t.jsonl", "--from", "empty"), "config.json"),
     ("an unfinished run", given("t.jsonl", "--from", "unfinished"), "unfinished"),
-    ("a run that was fine-tuned", given("t.jsonl", "--from", "tuned"), "feedfwd finetune"),
     ("a file", given("t.jsonl", "--from", "text.txt"), "text.txt"),
     ("weights that are no numbers", spoilt(not_finite, "finetune", *FROM), "not finite"),
     ("only pickled weights", spoilt(pickled, "finetune", "t.jsonl", "--from", "hf"), "hf"),

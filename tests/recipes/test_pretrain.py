@@ -65,7 +65,7 @@ def test_a_run_holds_everything_and_repeats(tmp_path: Path) -> None:
     assert "of the matrix rate" in Path("a/report.html").read_text()
     assert any("tokens a parameter" in note for note in result["notes"])
     events = [json.loads(line) for line in Path("a/log.jsonl").read_text().splitlines()]
-    assert {"start", "step", "validation", "sample", "end"} == {e["event"] for e in events}
+    assert {"start", "step", "validation", "sample", "health", "end"} == {e["event"] for e in events}
     losses = [e["loss"] for e in events if e["event"] == "step"]
     assert losses[-1] < losses[0] - 0.5
     again = parse(PretrainConfig, Run.open(Path("a")).settings())

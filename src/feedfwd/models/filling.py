@@ -15,7 +15,8 @@ class Filling(nn.Module):
     """A model with BERT's head as one whose outputs are `hidden(ids) @ head_weight.T`: the head's own layer goes to the
     states, and its bias stands beside the matrix, for a 1 beside the states.
 
-    >>> model = Transformer(50, width=8, depth=1, heads=2, hidden=16, causal=False, head="masked").eval()
+    >>> from feedfwd.config import FFNSpec
+    >>> model = Transformer(50, width=8, depth=1, heads=2, hidden=16, ffn=FFNSpec(), causal=False, head="masked").eval()
     >>> ids = torch.tensor([[3, 4, 5]])
     >>> torch.allclose(Filling(model)(ids), model(ids), atol=1e-6)
     True

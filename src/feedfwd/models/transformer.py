@@ -17,7 +17,8 @@ from feedfwd.ffn import parts
 from feedfwd.ffn.init import Growth
 from feedfwd.ffn.parts import Linear
 from feedfwd.ffn.spec import FFNSpec, build_ffn, is_own
-from feedfwd.models.attention import Sight, attend, documents_of
+from feedfwd.models import attention_native
+from feedfwd.models.attention import Path, Sight, attend, documents_of, explain
 from feedfwd.models.heads import HEADS, MaskedHead, TiedHead
 from feedfwd.models.norms import RMSNorm, norm
 from feedfwd.models.positions import Scaling, rotate, tables
@@ -63,30 +64,50 @@ class Attention(nn.Module):
         )
 
     def forward(self, x: Tensor, turn: Turn, sight: Sight) -> Tensor:  # (B, T, W) -> (B, T, W)
-        return self.joined(attend(*self.turned(x, turn), sight))
+        parts = self.products(x)
+        if attention_native.lacks(parts):
+            return self.joined(attend(*self._turned(parts, turn), sight))
+        out: Tensor = self.out(attention_native.attend_at_once(parts, self.heads, self.kv_heads, turn, sight))
+        return out
+
+    def explain(self, x: Tensor) -> Path:
+        """Which way such an input (B, T, W) takes through the heads, and why."""
+        parts = self.products(x)
+        lacking = attention_native.lacks(parts)
+        if lacking is None:
+            return Path("compiled C", "a head at a time, from its products to its result")
+        name, reason = explain(self._turned(parts, None)[0])
+        return Path(name, f"{reason}; not in C: {lacking}")
 
     def turned(self, x: Tensor, turn: Turn) -> tuple[Tensor, Tensor, Tensor]:  # (B, T, W) -> (B, H or K, T, D)
         """Queries, keys and values as the attention takes them."""
-        q, k, v = self.project(x)
-        q, k, v = self.q_norm(q), self.k_norm(k), v.transpose(1, 2)
+        return self._turned(self.products(x), turn)
+
+    def _turned(self, parts: Sequence[Tensor], turn: Turn) -> tuple[Tensor, Tensor, Tensor]:
+        if len(parts) == 1:
+            parts = torch.split(parts[0], [self.heads, self.kv_heads, self.kv_heads], 2)
+        q, k, v = parts
         if turn is None:
-            return q.transpose(1, 2), k.transpose(1, 2), v
-        return rotate(q, *turn), rotate(k, *turn), v
+            return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        return rotate(q, *turn), rotate(k, *turn), v.transpose(1, 2)
 
     def joined(self, y: Tensor) -> Tensor:  # (B, H, T, D) -> (B, T, W)
         """What the heads found, as the residual stream takes it."""
         out: Tensor = self.out(y.transpose(1, 2).flatten(2))
         return out
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # (B, T, W) -> (B, T, H, D), twice (B, T, K, D)
-        """Queries, keys and values, from one product where that can be."""
+    def products(self, x: Tensor) -> Sequence[Tensor]:  # (B, T, W) -> (B, T, H + 2K, D), or H, K and K heads apart
+        """Queries, keys and values, from one product where that can be, and together where nothing parts them."""
         packed = self.packed_map()
         shape = *x.shape[:2], -1, self.head_width
         if packed is None:
-            return self.q(x).view(shape), self.k(x).view(shape), self.v(x).view(shape)
-        y = F.linear(x, *packed).view(shape)
-        q, k, v = torch.split(y, [self.heads, self.kv_heads, self.kv_heads], 2)
-        return q, k, v
+            q, k, v = (m(x).view(shape) for m in (self.q, self.k, self.v))
+        else:
+            joint = F.linear(x, *packed).view(shape)
+            if isinstance(self.q_norm, nn.Identity):
+                return (joint,)
+            q, k, v = torch.split(joint, [self.heads, self.kv_heads, self.kv_heads], 2)
+        return self.q_norm(q), self.k_norm(k), v
 
     def packed_map(self) -> tuple[Tensor, Tensor | None] | None:
         """Weight and bias of the three maps as one; None where one was replaced, by an adapted one for instance."""

@@ -131,6 +131,7 @@ class Training:
         """All updates still to do; then the model holds the weights to keep."""
         self._began = time.perf_counter() - self.seconds
         meter = Meter(self.steps)
+        self.model.train()  # all of it: a pretrained body comes in evaluation mode
         self.health = self._watch() if self.config.health else None
         with graceful() as stop:
             ended = time.perf_counter()

@@ -19,7 +19,8 @@ import torch
 
 # The vector units that torch itself uses here, so that ATEN_CPU_CAPABILITY holds for what is compiled too.
 UNITS = {"AVX512": ("-march=x86-64-v4", "-mprefer-vector-width=512"), "AVX2": ("-march=x86-64-v3",)}
-FLAGS = ("-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
+SHARED = Path(__file__).with_name("lanes.c")  # which the others include
+FLAGS = (f"-I{SHARED.parent}", "-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 
 
 @functools.cache
@@ -30,14 +31,17 @@ def library(source: Path, definitions: tuple[str, ...] = ()) -> tuple[ctypes.CDL
         return None, reason
     command = (*command, *definitions)
     try:
-        key = hashlib.sha256("\0".join((*command, platform.machine(), source.read_text("utf-8"))).encode()).hexdigest()
+        texts = (path.read_text("utf-8") for path in (source, SHARED))
+        key = hashlib.sha256("\0".join((*command, platform.machine(), *texts)).encode()).hexdigest()
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "feedfwd" / "kernels"
         target = folder / f"{key[:32]}.so"
         if not target.exists():
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             with tempfile.TemporaryDirectory(dir=folder) as fresh:  # so that two processes never see half a file
                 built = Path(fresh) / "built.so"
-                subprocess.run((*command, str(source), "-o", str(built)), check=True, capture_output=True, timeout=120)
+                subprocess.run(
+                    (*command, str(source), "-lm", "-o", str(built)), check=True, capture_output=True, timeout=120
+                )
                 built.replace(target)
         return ctypes.CDLL(str(target)), ""
     except (OSError, subprocess.SubprocessError) as error:

@@ -82,3 +82,14 @@ def _library(sigma: str, dtype: torch.dtype) -> tuple[NativePasses | None, str]:
     output = (f"-DOUTPUT={sigma}_output",) if sigma in FROM_OUTPUT else ()
     found, reason = library(SOURCE, (f"-DSIGMA={sigma}", *output, *DTYPES[dtype]))
     return None if found is None else NativePasses(found), reason
+
+
+def products(dtype: torch.dtype) -> tuple[tuple[str, ...], str]:
+    """The compiler's options for C that multiplies matrices in this precision (see lanes.c), or why there are none."""
+    if dtype == torch.float32:
+        return (), ""
+    if dtype != torch.bfloat16:
+        return (), f"{str(dtype).removeprefix('torch.')} is not written in C"
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.cpu._is_avx512_bf16_supported():
+        return (), "this CPU has no bf16 products that C could use"
+    return ("-DBF16", "-mavx512bf16"), ""

@@ -53,6 +53,11 @@ def plain() -> Iterator[None]:
         _enabled = before
 
 
+def enabled() -> bool:
+    """False under `plain()`."""
+    return _enabled
+
+
 def sigma_of(activation: Any) -> str | None:
     """The name of an activation module that the kernels know with these settings, or None.
 

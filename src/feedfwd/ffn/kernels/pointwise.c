@@ -1,56 +1,7 @@
 /* The pointwise passes of the feed-forward layer, each in one sweep over memory. `native.py` compiles this file for one
    activation (-DSIGMA=silu), one precision (-DBF16 or none) and the machine's vector units; loops are plain C that the
    compiler turns into vectors. Every pass works in fp32 and rounds once, as it stores. */
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
-
-#define INLINE static inline __attribute__((always_inline))
-
-#ifdef BF16
-typedef uint16_t num;
-INLINE float load(num v) {
-  uint32_t bits = (uint32_t)v << 16;
-  float x;
-  memcpy(&x, &bits, 4);
-  return x;
-}
-/* To the nearest, ties to even. NaN stays NaN: each one here stems from a bf16 number or is the processor's own, and
-   the lower half of either is zero, so that nothing is carried into the exponent. */
-INLINE num store(float x) {
-  uint32_t bits;
-  memcpy(&bits, &x, 4);
-  return (num)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-#else
-typedef float num;
-INLINE float load(num v) { return v; }
-INLINE num store(float x) { return x; }
-#endif
-
-/* 2^k times a polynomial on [-ln 2 / 2, ln 2 / 2]: exp to a unit in fp32's last place, or, for bf16, to 4e-5, a fiftieth
-   of what storing the result rounds away. */
-INLINE float exponential(float x) {
-  x = x < -87.0f ? -87.0f : x;
-  x = x > 88.0f ? 88.0f : x;
-  float k = rintf(x * 1.44269504f);
-  float r = x - k * 0.693359375f + k * 2.12194440e-4f; /* ln 2 in two parts */
-#ifdef BF16
-  float p = 4.1665795894e-2f;
-#else
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-#endif
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  int32_t bits = ((int32_t)k + 127) << 23;
-  float power;
-  memcpy(&power, &bits, 4);
-  return p * power;
-}
+#include "lanes.c"
 
 /* Each activation: its value and its slope at z. What a pass doesn't use, the compiler drops. */
 typedef struct { float value, slope; } both;

@@ -1,0 +1,191 @@
+/* What the C files of this package share by #include: numbers (-DBF16: bfloat16, else fp32), an exponential, and a small
+   matrix product on one thread that holds its sums in registers. */
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+
+#ifdef BF16
+typedef uint16_t num;
+INLINE float load(num v) {
+  uint32_t bits = (uint32_t)v << 16;
+  float x;
+  memcpy(&x, &bits, 4);
+  return x;
+}
+/* To the nearest, ties to even. NaN stays NaN: each one here stems from a bf16 number or is the processor's own, and
+   the lower half of either is zero, so that nothing is carried into the exponent. */
+INLINE num store(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  return (num)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+#else
+typedef float num;
+INLINE float load(num v) { return v; }
+INLINE num store(float x) { return x; }
+#endif
+
+/* 2^k times a polynomial on [-ln 2 / 2, ln 2 / 2]: exp to a unit in fp32's last place, or, for bf16, to 4e-5, a fiftieth
+   of what storing the result rounds away. */
+INLINE float exponential(float x) {
+  x = x < -87.0f ? -87.0f : x;
+  x = x > 88.0f ? 88.0f : x;
+  float k = rintf(x * 1.44269504f);
+  float r = x - k * 0.693359375f + k * 2.12194440e-4f; /* ln 2 in two parts */
+#ifdef BF16
+  float p = 4.1665795894e-2f;
+#else
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+#endif
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  int32_t bits = ((int32_t)k + 127) << 23;
+  float power;
+  memcpy(&power, &bits, 4);
+  return p * power;
+}
+
+/* --- products ------------------------------------------------------------------------------------------------------
+
+   C = A B or C += A B, in fp32. A lies row by row. B is packed into panels of PANEL columns; a panel lies row by row and
+   its last one is as wide as whole vectors need. A unit of B is a `word` of PAIR numbers one below the other: that is
+   how the processor multiplies bf16. What lies beyond a matrix's own rows and columns is zero. */
+
+#if defined(BF16) && defined(__AVX512BF16__)
+#include <immintrin.h>
+#define PRODUCTS
+#define LANES 16
+#define PAIR 2
+typedef uint32_t word;
+typedef __m512 vec;
+INLINE vec spread(const num *a) {
+  int32_t both;
+  memcpy(&both, a, 4);
+  return _mm512_castsi512_ps(_mm512_set1_epi32(both));
+}
+INLINE vec dot(vec sum, vec a, vec b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
+INLINE word pair(num upper, num lower) { return (word)upper | (word)lower << 16; }
+#elif !defined(BF16)
+#define PRODUCTS
+#ifdef __AVX512F__
+#define LANES 16
+#else
+#define LANES 8
+#endif
+#define PAIR 1
+typedef float word;
+typedef float vec __attribute__((vector_size(4 * LANES)));
+INLINE vec spread(const num *a) { return *a - (vec){0.0f}; }
+INLINE vec dot(vec sum, vec a, vec b) { return sum + a * b; }
+#endif
+
+#ifdef PRODUCTS
+#define VECTORS (LANES == 16 ? 4 : 2) /* of a panel: with six rows, as many sums as there are registers for */
+#define PANEL (VECTORS * LANES)
+#define UP(x, to) (((x) + (to) - 1) / (to) * (to))
+
+INLINE long width_of(long n, long column) { /* words in a row of the panel that begins there */
+  return n - column >= PANEL ? PANEL : UP(n - column, LANES);
+}
+INLINE long packed(long k, long n) { return UP(k, PAIR) / PAIR * UP(n, LANES); } /* words */
+
+INLINE void tile(const int rows, const int vectors, long k, const num *a, long lda, const word *b, float *c, long ldc,
+                 int add) {
+  vec sum[6][4];
+#pragma GCC unroll 6
+  for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; v++) {
+      if (add) memcpy(&sum[i][v], c + i * ldc + v * LANES, sizeof(vec));
+      else sum[i][v] = (vec){0.0f};
+    }
+  for (long p = 0; p < k; p += PAIR, b += vectors * LANES) {
+    vec below[4];
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; v++) memcpy(&below[v], b + v * LANES, sizeof(vec));
+#pragma GCC unroll 6
+    for (int i = 0; i < rows; i++) {
+      vec left = spread(a + i * lda + p);
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; v++) sum[i][v] = dot(sum[i][v], left, below[v]);
+    }
+  }
+#pragma GCC unroll 6
+  for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; v++) memcpy(c + i * ldc + v * LANES, &sum[i][v], sizeof(vec));
+}
+
+INLINE void rows_of(const int vectors, long m, long k, const num *a, long lda, const word *b, float *c, long ldc,
+                    int add) {
+  for (; m >= 6; m -= 6, a += 6 * lda, c += 6 * ldc) tile(6, vectors, k, a, lda, b, c, ldc, add);
+  for (; m >= 2; m -= 2, a += 2 * lda, c += 2 * ldc) tile(2, vectors, k, a, lda, b, c, ldc, add);
+  if (m) tile(1, vectors, k, a, lda, b, c, ldc, add);
+}
+
+/* A (m, k) times one panel of B, so many words wide. k is a multiple of PAIR. */
+static __attribute__((noinline)) void panel(long m, long k, const num *a, long lda, const word *b, long width, float *c,
+                                            long ldc, int add) {
+  switch (width / LANES) {
+#if LANES == 16
+    case 4: rows_of(4, m, k, a, lda, b, c, ldc, add); break;
+    case 3: rows_of(3, m, k, a, lda, b, c, ldc, add); break;
+#endif
+    case 2: rows_of(2, m, k, a, lda, b, c, ldc, add); break;
+    default: rows_of(1, m, k, a, lda, b, c, ldc, add);
+  }
+}
+
+/* B = Xᵀ for X (n, k), k a multiple of PAIR: words are taken as they lie. */
+static __attribute__((unused)) void pack_transposed(const num *x, long ldx, long n, long k, word *b) {
+  for (long j = 0; j < n; j += PANEL) {
+    long width = width_of(n, j), words = k / PAIR;
+    for (long i = 0; i < width; i++) {
+      if (j + i < n)
+        for (long p = 0; p < words; p++) memcpy(b + p * width + i, x + (j + i) * ldx + p * PAIR, sizeof(word));
+      else
+        for (long p = 0; p < words; p++) b[p * width + i] = 0;
+    }
+    b += words * width;
+  }
+}
+
+/* B = X for X (k, n). */
+static __attribute__((unused)) void pack_rows(const num *x, long ldx, long k, long n, word *b) {
+  for (long j = 0; j < n; j += PANEL) {
+    long width = width_of(n, j), own = n - j < width ? n - j : width;
+    for (long p = 0; p < k; p += PAIR, b += width) {
+      const num *row = x + p * ldx + j;
+#if PAIR == 2
+      if (p + 1 < k)
+        for (long i = 0; i < own; i++) b[i] = pair(row[i], row[ldx + i]);
+      else
+        for (long i = 0; i < own; i++) b[i] = pair(row[i], 0);
+#else
+      memcpy(b, row, own * sizeof(word));
+#endif
+      for (long i = own; i < width; i++) b[i] = 0;
+    }
+  }
+}
+
+/* Memory of this thread's own, kept for the next call; null where there is none left. */
+static __attribute__((unused)) char *scratch(size_t bytes) {
+  static _Thread_local char *held;
+  static _Thread_local size_t size;
+  if (size < bytes) {
+    free(held);
+    size = UP(bytes, 1 << 16);
+    held = aligned_alloc(64, size);
+    if (!held) size = 0;
+  }
+  return held;
+}
+#endif

@@ -1,0 +1,268 @@
+/* Attention from the products that give queries, keys and values to the heads' results, and back: rotary positions,
+   scores, softmax and products of a head in one go, so that nothing between them leaves the processor's cache. The forward
+   keeps the logarithm of each query's sum alone, from which the backward has the probabilities again (Dao et al. 2022,
+   arXiv 2205.14135). A head is one thread's work: results don't depend on the number of threads.
+
+   Queries (B, T, H, D), keys and values (B, T, K, D), y (B, T, H, D), lse (B, H, T). cos, sin (T, D/2) or null. documents (B, T) or null. */
+#include "lanes.c"
+
+#define BLOCK 48   /* rows worked on at a time: a multiple of the six that stay in registers, and of PAIR */
+#define KEYS 512   /* of the forward, and */
+#define QUERIES 128 /* of the backward that they meet at a time; multiples of PANEL */
+
+typedef struct {
+  const num *from[3]; /* queries, keys, values: a token's heads side by side, and so far from one token to the next */
+  long stride[3];
+  num *to[3]; /* their gradients, likewise */
+  long to_stride[3];
+  const float *cos, *sin;
+  const int64_t *documents;
+  long rows, tokens, heads, kv_heads, width, window;
+  int causal, threads;
+} task;
+
+INLINE long first_key(const task *t, long query) { return t->window && query >= t->window ? query - t->window + 1 : 0; }
+INLINE long end_of_keys(const task *t, long query) {
+  long end = t->causal ? query + 1 : t->window ? query + t->window : t->tokens;
+  return end < t->tokens ? end : t->tokens;
+}
+/* The same from the key's side: it is the same rule with the causal direction turned. */
+INLINE long first_query(const task *t, long key) {
+  return t->causal ? key : t->window && key >= t->window ? key - t->window + 1 : 0;
+}
+INLINE long end_of_queries(const task *t, long key) {
+  long end = t->window ? key + t->window : t->tokens;
+  return end < t->tokens ? end : t->tokens;
+}
+
+enum { Q, K, V };
+INLINE const num *head_of(const task *t, int which, long row, long head) {
+  return t->from[which] + row * t->tokens * t->stride[which] + head * t->width;
+}
+INLINE num *gradient_of(const task *t, int which, long row, long head, long token) {
+  return t->to[which] + (row * t->tokens + token) * t->to_stride[which] + head * t->width;
+}
+
+/* The rows of a head, turned by their positions; rows beyond the last one are zero. */
+static void turned(const task *t, const num *x, long stride, long first, long count, long with_zeros, num *out) {
+  long half = t->width / 2;
+  for (long i = 0; i < count; i++) {
+    const num *a = x + (first + i) * stride, *b = a + half;
+    num *o = out + i * t->width;
+    if (!t->cos) {
+      memcpy(o, a, t->width * sizeof(num));
+      continue;
+    }
+    const float *c = t->cos + (first + i) * half, *s = t->sin + (first + i) * half;
+    for (long d = 0; d < half; d++) o[d] = store(load(a[d]) * c[d] - load(b[d]) * s[d]);
+    for (long d = 0; d < half; d++) o[half + d] = store(load(b[d]) * c[d] + load(a[d]) * s[d]);
+  }
+  memset(out + count * t->width, 0, (with_zeros - count) * t->width * sizeof(num));
+}
+
+/* A gradient (fp32) of a turned row, turned back. */
+static void turned_back(const task *t, const float *x, long token, num *out) {
+  long half = t->width / 2;
+  if (!t->cos) {
+    for (long d = 0; d < t->width; d++) out[d] = store(x[d]);
+    return;
+  }
+  const float *c = t->cos + token * half, *s = t->sin + token * half;
+  for (long d = 0; d < half; d++) out[d] = store(x[d] * c[d] + x[half + d] * s[d]);
+  for (long d = 0; d < half; d++) out[half + d] = store(x[half + d] * c[d] - x[d] * s[d]);
+}
+
+/* -infinity where one doesn't see the other: outside first … end, or in another document. s begins at `at`. */
+static void hide(const task *t, float *s, long at, long width, long first, long end, const int64_t *documents, long own) {
+  for (long j = 0; j < first - at && j < width; j++) s[j] = -INFINITY;
+  for (long j = end > at ? end - at : 0; j < width; j++) s[j] = -INFINITY;
+  if (documents) {
+    int64_t mine = documents[own];
+    long last = at + width < t->tokens ? width : t->tokens - at;
+    for (long j = 0; j < last; j++) s[j] = documents[at + j] == mine ? s[j] : -INFINITY;
+  }
+}
+
+INLINE float power(float x) {
+  float e = exponential(x);
+  return x < -86.0f ? 0.0f : e;
+}
+
+static int forward_head(const task *t, long row, long head, num *y, float *lse) {
+  const long T = t->tokens, D = t->width, wide = UP(D, LANES), padded = UP(T, PANEL);
+  const float scale = 1.0f / sqrtf((float)D);
+  const int64_t *documents = t->documents ? t->documents + row * T : 0;
+  const long kv_head = head / (t->heads / t->kv_heads);
+  char *memory = scratch(4 * (padded * (D / PAIR) + packed(padded, D) + BLOCK * (KEYS + wide)) +
+                         sizeof(num) * (padded * D + BLOCK * (KEYS + D)) + 8 * 64);
+  if (!memory) return 1;
+  word *keys = (word *)memory, *values = keys + padded * (D / PAIR);
+  float *s = (float *)(values + packed(padded, D)), *sum = s + BLOCK * KEYS;
+  num *p = (num *)(sum + BLOCK * wide), *q = p + BLOCK * KEYS, *k = q + BLOCK * D;
+  turned(t, head_of(t, K, row, kv_head), t->stride[K], 0, T, padded, k);
+  pack_transposed(k, D, padded, D, keys);
+  pack_rows(head_of(t, V, row, kv_head), t->stride[V], T, D, values);
+  for (long q0 = 0; q0 < T; q0 += BLOCK) {
+    const long rows = T - q0 < BLOCK ? T - q0 : BLOCK, last = q0 + rows - 1;
+    const long low = first_key(t, q0) / PANEL * PANEL, high = end_of_keys(t, last);
+    float most[BLOCK], total[BLOCK];
+    turned(t, head_of(t, Q, row, head), t->stride[Q], q0, rows, rows, q);
+    for (long i = 0; i < rows; i++) most[i] = -INFINITY, total[i] = 0.0f;
+    for (long k0 = low; k0 < high; k0 += KEYS) {
+      const long width = UP(high - k0 < KEYS ? high - k0 : KEYS, PANEL);
+      for (long j = 0; j < width; j += PANEL)
+        panel(rows, D, q, D, keys + (k0 + j) * (D / PAIR), PANEL, s + j, KEYS, 0);
+      for (long i = 0; i < rows; i++) {
+        float *scores = s + i * KEYS, largest = most[i], added = 0.0f;
+        num *out = p + i * KEYS;
+        hide(t, scores, k0, width, first_key(t, q0 + i), end_of_keys(t, q0 + i), documents, q0 + i);
+#pragma omp simd reduction(max : largest)
+        for (long j = 0; j < width; j++) largest = scores[j] > largest ? scores[j] : largest;
+        const float shift = largest == -INFINITY ? 0.0f : largest * scale;
+#pragma omp simd reduction(+ : added)
+        for (long j = 0; j < width; j++) {
+          float e = power(scores[j] * scale - shift);
+          added += e;
+          out[j] = store(e);
+        }
+        const float before = k0 == low ? 0.0f : power(most[i] * scale - shift);
+        total[i] = total[i] * before + added;
+        most[i] = largest;
+        if (k0 != low)
+          for (long d = 0; d < wide; d++) sum[i * wide + d] *= before;
+      }
+      const long own = UP((T - k0 < width ? T - k0 : width), PAIR);
+      for (long d = 0; d < D; d += PANEL)
+        panel(rows, own, p, KEYS, values + UP(T, PAIR) / PAIR * d + k0 / PAIR * width_of(D, d), width_of(D, d), sum + d,
+              wide, k0 != low);
+    }
+    for (long i = 0; i < rows; i++) {
+      num *out = y + ((row * T + q0 + i) * t->heads + head) * D;
+      const float one = 1.0f / total[i];
+      for (long d = 0; d < D; d++) out[d] = store(sum[i * wide + d] * one);
+      lse[(row * t->heads + head) * T + q0 + i] = most[i] * scale + logf(total[i]);
+    }
+  }
+  return 0;
+}
+
+/* All query heads of one key head. With S = q kᵀ / √D, P = exp(S - lse), dP = ∂y vᵀ and dS = P ⊙ (dP - rowsum(∂y ⊙ y)):
+   ∂v = Pᵀ ∂y, ∂k = dSᵀ q / √D, ∂q = dS k / √D. Pᵀ and dSᵀ are what is worked on, keys by queries. */
+static int backward_head(const task *t, long row, long kv_head, const num *y, const float *lse, const num *dy) {
+  const long T = t->tokens, D = t->width, wide = UP(D, LANES), padded = UP(T, PANEL), H = t->heads;
+  const float scale = 1.0f / sqrtf((float)D);
+  const int64_t *documents = t->documents ? t->documents + row * T : 0;
+  const long group = H / t->kv_heads, rows_of_y = H * D, inner = UP(T, PAIR) / PAIR;
+  const num *value = head_of(t, V, row, kv_head);
+  const long sizes[] = {
+      /* keys by rows and by columns, queries */ padded * D * sizeof(num), D * padded * sizeof(num), padded * D * sizeof(num),
+      /* queries and ∂y, transposed and by rows */ 4 * padded * (D / PAIR), 4 * padded * (D / PAIR),
+      4 * packed(T, D), 4 * packed(T, D),
+      /* ∂k, ∂v, ∂qᵀ */ 4 * T * wide, 4 * T * wide, 4 * D * padded,
+      /* S and dP, P and dS, dS packed */ 4 * BLOCK * QUERIES, 4 * BLOCK * QUERIES, BLOCK * QUERIES * sizeof(num),
+      BLOCK * QUERIES * sizeof(num), 4 * BLOCK * QUERIES,
+      /* lse and rowsum(∂y ⊙ y), a row of ∂q */ 4 * padded, 4 * padded, 4 * D * LANES};
+  enum { PARTS = sizeof(sizes) / sizeof(*sizes) };
+  char *part[PARTS];
+  size_t all = 0;
+  for (int i = 0; i < PARTS; i++) all += UP(sizes[i], 64);
+  if (!(part[0] = scratch(all))) return 1;
+  for (int i = 1; i < PARTS; i++) part[i] = part[i - 1] + UP(sizes[i - 1], 64);
+  num *k = (num *)part[0], *kt = (num *)part[1], *q = (num *)part[2], *p = (num *)part[12], *ds = (num *)part[13];
+  word *qt = (word *)part[3], *dyt = (word *)part[4], *qr = (word *)part[5], *dyr = (word *)part[6], *dsr = (word *)part[14];
+  float *dk = (float *)part[7], *dv = (float *)part[8], *dqt = (float *)part[9], *s = (float *)part[10];
+  float *dp = (float *)part[11], *base = (float *)part[15], *mean = (float *)part[16], *turn = (float *)part[17];
+
+  turned(t, head_of(t, K, row, kv_head), t->stride[K], 0, T, padded, k);
+  for (long i = 0; i < padded; i += LANES)
+    for (long d = 0; d < D; d++)
+      for (long l = 0; l < LANES; l++) kt[d * padded + i + l] = k[(i + l) * D + d];
+  memset(dk, 0, sizes[7]);
+  memset(dv, 0, sizes[8]);
+  for (long head = kv_head * group; head < (kv_head + 1) * group; head++) {
+    const num *dy_head = dy + (row * T * H + head) * D, *y_head = y + (row * T * H + head) * D;
+    turned(t, head_of(t, Q, row, head), t->stride[Q], 0, T, padded, q);
+    pack_transposed(q, D, padded, D, qt);
+    pack_rows(q, D, T, D, qr);
+    pack_transposed(dy_head, rows_of_y, T, D, dyt);
+    pack_rows(dy_head, rows_of_y, T, D, dyr);
+    for (long i = 0; i < padded; i++) base[i] = mean[i] = 0.0f;
+    for (long i = 0; i < T; i++) {
+      float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+      for (long d = 0; d < D; d++) sum += load(dy_head[i * rows_of_y + d]) * load(y_head[i * rows_of_y + d]);
+      mean[i] = sum;
+      base[i] = lse[(row * H + head) * T + i];
+    }
+    memset(dqt, 0, sizes[9]);
+    for (long k0 = 0; k0 < T; k0 += BLOCK) {
+      const long rows = T - k0 < BLOCK ? T - k0 : BLOCK;
+      const long low = first_query(t, k0) / PANEL * PANEL, high = end_of_queries(t, k0 + rows - 1);
+      for (long q0 = low; q0 < high; q0 += QUERIES) {
+        const long width = UP(high - q0 < QUERIES ? high - q0 : QUERIES, PANEL);
+        for (long j = 0; j < width; j += PANEL) {
+          const long of_dy = width_of(T, q0 + j);
+          panel(rows, D, k + k0 * D, D, qt + (q0 + j) * (D / PAIR), PANEL, s + j, QUERIES, 0);
+          panel(rows, D, value + k0 * t->stride[V], t->stride[V], dyt + (q0 + j) * (D / PAIR), of_dy, dp + j, QUERIES, 0);
+          for (long i = 0; i < rows && of_dy < PANEL; i++) memset(dp + i * QUERIES + j + of_dy, 0, 4 * (PANEL - of_dy));
+        }
+        for (long i = 0; i < rows; i++) {
+          float *scores = s + i * QUERIES, *back = dp + i * QUERIES;
+          num *p_out = p + i * QUERIES, *ds_out = ds + i * QUERIES;
+          hide(t, scores, q0, width, first_query(t, k0 + i), end_of_queries(t, k0 + i), documents, k0 + i);
+          for (long j = 0; j < width; j++) {
+            float e = power(scores[j] * scale - base[q0 + j]);
+            p_out[j] = store(e);
+            ds_out[j] = store(e * (back[j] - mean[q0 + j]) * scale);
+          }
+        }
+        const long own = UP(T - q0 < width ? T - q0 : width, PAIR);
+        for (long d = 0; d < D; d += PANEL) {
+          const long at = inner * d + q0 / PAIR * width_of(D, d), columns = width_of(D, d);
+          panel(rows, own, p, QUERIES, dyr + at, columns, dv + k0 * wide + d, wide, 1);
+          panel(rows, own, ds, QUERIES, qr + at, columns, dk + k0 * wide + d, wide, 1);
+        }
+        pack_rows(ds, QUERIES, rows, width, dsr);
+        for (long j = 0; j < width; j += PANEL)
+          panel(D, UP(rows, PAIR), kt + k0, padded, dsr + UP(rows, PAIR) / PAIR * j, PANEL, dqt + q0 + j, padded, 1);
+      }
+    }
+    for (long i = 0; i < T; i += LANES) {
+      for (long d = 0; d < D; d++)
+        for (long l = 0; l < LANES; l++) turn[l * D + d] = dqt[d * padded + i + l];
+      for (long l = 0; l < LANES && i + l < T; l++)
+        turned_back(t, turn + l * D, i + l, gradient_of(t, Q, row, head, i + l));
+    }
+  }
+  for (long i = 0; i < T; i++) {
+    num *out_v = gradient_of(t, V, row, kv_head, i);
+    turned_back(t, dk + i * wide, i, gradient_of(t, K, row, kv_head, i));
+    for (long d = 0; d < D; d++) out_v[d] = store(dv[i * wide + d]);
+  }
+  return 0;
+}
+
+/* Both give the number of heads that found no memory. */
+int forward(const task *t, num *y, float *lse) {
+  int failed = 0;
+  const long jobs = t->rows * t->heads;
+  if (t->threads < 2) {
+    for (long i = 0; i < jobs; i++) failed += forward_head(t, i / t->heads, i % t->heads, y, lse);
+    return failed;
+  }
+#pragma omp parallel for schedule(dynamic) num_threads(t->threads) reduction(+ : failed)
+  for (long i = 0; i < jobs; i++) failed += forward_head(t, i / t->heads, i % t->heads, y, lse);
+  return failed;
+}
+
+int backward(const task *t, const num *y, const float *lse, const num *dy) {
+  int failed = 0;
+  const long jobs = t->rows * t->kv_heads;
+  if (t->threads < 2) {
+    for (long i = 0; i < jobs; i++) failed += backward_head(t, i / t->kv_heads, i % t->kv_heads, y, lse, dy);
+    return failed;
+  }
+#pragma omp parallel for schedule(dynamic) num_threads(t->threads) reduction(+ : failed)
+  for (long i = 0; i < jobs; i++) failed += backward_head(t, i / t->kv_heads, i % t->kv_heads, y, lse, dy);
+  return failed;
+}
