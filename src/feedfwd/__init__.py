@@ -15,12 +15,27 @@ from feedfwd._version import __version__
 if TYPE_CHECKING:
     from feedfwd import ffn, testing
     from feedfwd.config import FFNSpec, FitConfig
+    from feedfwd.estimators import FeedForwardClassifier, FeedForwardRegressor
     from feedfwd.ffn.dense import DenseFFN
     from feedfwd.ffn.gated import GatedFFN
+    from feedfwd.loading import load
     from feedfwd.models.mlp import MLP
-    from feedfwd.recipes.api import fit, load
+    from feedfwd.recipes.api import fit
 
-__all__ = ["MLP", "DenseFFN", "FFNSpec", "FitConfig", "GatedFFN", "__version__", "ffn", "fit", "load", "testing"]
+__all__ = [
+    "MLP",
+    "DenseFFN",
+    "FFNSpec",
+    "FeedForwardClassifier",
+    "FeedForwardRegressor",
+    "FitConfig",
+    "GatedFFN",
+    "__version__",
+    "ffn",
+    "fit",
+    "load",
+    "testing",
+]
 
 _HOMES = {
     "MLP": "feedfwd.models.mlp",
@@ -28,8 +43,10 @@ _HOMES = {
     "GatedFFN": "feedfwd.ffn.gated",
     "FFNSpec": "feedfwd.config",
     "FitConfig": "feedfwd.config",
+    "FeedForwardClassifier": "feedfwd.estimators",
+    "FeedForwardRegressor": "feedfwd.estimators",
     "fit": "feedfwd.recipes.api",
-    "load": "feedfwd.recipes.api",
+    "load": "feedfwd.loading",
 }
 
 

@@ -88,8 +88,13 @@ class TablePreprocessor(Goal):
     def fit(cls, train: TableData) -> "TablePreprocessor":
         train.check_trainable()
         mean, std = moments(train.targets) if train.task == "regress" else (None, None)
-        columns = tuple(_learn(train.frame[name], kind) for name, kind in train.kinds.items())
-        return cls(columns, train.task, train.classes, train.target_names, mean, std)
+        goal = {"classes": train.classes, "target_names": train.target_names}
+        return cls.learn(train.frame, train.kinds, task=train.task, target_mean=mean, target_std=std, **goal)
+
+    @classmethod
+    def learn(cls, frame: "polars.DataFrame", kinds: dict[str, Kind], **goal: Any) -> "TablePreprocessor":
+        """What typed columns teach; `goal` is what is known of the targets."""
+        return cls(tuple(_learn(frame[name], kind) for name, kind in kinds.items()), **goal)
 
     @property
     def kinds(self) -> dict[str, Kind]:

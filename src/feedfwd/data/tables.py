@@ -90,7 +90,7 @@ def load_table(
     if kinds is None:
         if len(frame) == 1:
             raise DataError(f"{where} has one example", hint="training needs at least two rows with a target")
-        inputs, kinds = _typed(frame.select(kept), notes)
+        inputs, kinds = typed_columns(frame.select(kept), notes)
         if not kinds:
             raise DataError(f"{where} has no column to predict from ({'; '.join(notes)})", hint="add one that tells")
     else:
@@ -134,6 +134,14 @@ def fitted(
             notes.append(f"{name}: {lost:,} cells ({share(lost, len(column))}) are no {kind}s and count as missing")
         columns.append(column)
     return frame.select(columns)
+
+
+def read_columns(frame: "polars.DataFrame", notes: list[str]) -> tuple["polars.DataFrame", dict[str, Kind]]:
+    """The columns of a frame that tell something, typed, and their kinds; DataError where there are none."""
+    found, kinds = typed_columns(frame.select(clean(column) for column in frame.get_columns()), notes)
+    if not kinds:
+        raise DataError(f"the table has no column to predict from ({'; '.join(notes)})", hint="add one that tells")
+    return found, kinds
 
 
 def read_inputs(data: Any, kinds: dict[str, Kind], where: str) -> tuple["polars.DataFrame", list[str]]:
@@ -253,7 +261,7 @@ def _order(column: "polars.Series", where: str) -> "polars.Series":
 # --- the columns ------------------------------------------------------------------------------------------------------
 
 
-def _typed(frame: "polars.DataFrame", notes: list[str]) -> tuple["polars.DataFrame", dict[str, Kind]]:
+def typed_columns(frame: "polars.DataFrame", notes: list[str]) -> tuple["polars.DataFrame", dict[str, Kind]]:
     """Each column in its type; those that can tell nothing are left out and named."""
     columns, kinds = [], {}
     left: dict[str, list[str]] = {}

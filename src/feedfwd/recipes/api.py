@@ -49,13 +49,7 @@ def fit(
 
 
 def load(run: str | Path) -> Any:
-    """What a finished run trained, with its `.model`, a plain nn.Module, and its `.result`.
-
-    Of `fit` a `Predictor`: `.predict(x)`, `.predict_proba(x)`. Of `pretrain` a `Writer`: `.write(prompt)`,
-    `.complete(prompts)`, and `.model(ids)` gives logits. Of `finetune` a `TextClassifier`: `.predict(texts)`,
-    `.predict_proba(texts)`; with --task embed a `TextEncoder`: `.encode(texts)`, `.search(queries, texts, k)`;
-    with --task rank a `Ranker`: `.rank(query, candidates)`.
-    """
+    """What a finished run trained; `feedfwd.loading` says what that is."""
     path = Path(run)
     verb = verb_of(path)
     if verb == "finetune":
