@@ -1,4 +1,4 @@
-# make demo    set up, train on real handwritten digits, show what came of it
+# make demo    set up, and the whole chain: pretrain on text, fine-tune, compare, answer (about 4 minutes)
 # make test    set up, run the tests
 # make check   the tests, the linters, the docs' examples and the slow tests
 # make bench   the benchmarks (minutes; see benchmarks/README.md)
@@ -10,7 +10,7 @@ INSTALL ?= $(BIN)/pip install --quiet --disable-pip-version-check
 .PHONY: demo test check lint slow bench clean
 
 demo: .venv/.demo
-	$(BIN)/python examples/digits.py
+	$(BIN)/python examples/chain.py
 
 test: .venv/.dev
 	$(BIN)/python -m pytest -m "not slow"

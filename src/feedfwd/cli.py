@@ -128,7 +128,8 @@ def finetune(
         str | None,
         typer.Argument(
             metavar="DATA",
-            help="Labelled texts: .csv, .tsv, .jsonl, .parquet, or .txt of text@label.",
+            help="Labelled texts: .csv, .tsv, .jsonl, .parquet, .txt of text@label; or docstrings: the running "
+            "Python's, by module.",
             show_default=False,
         ),
     ] = None,

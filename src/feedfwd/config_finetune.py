@@ -1,6 +1,7 @@
 """The settings of `feedfwd finetune`: labelled texts, the network that reads them, and how it is trained."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -68,6 +69,9 @@ class EncoderConfig(Settings):
 class ReadingConfig(EncoderConfig):
     """A text may also be read in parts."""
 
+    ngrams: bool = Field(
+        False, description="a bag of n-grams (bag.*) adds its outputs to those of the pretrained model"
+    )
     windows: Count = Field(1, description="parts of encoder.longest tokens that a longer text is read in; means count")
 
 
@@ -169,6 +173,8 @@ class FinetuneConfig(Recipe):
     def _has_what_it_changes(self) -> Self:
         if self.pretrained is None and self.method != "full":
             raise ValueError(f"--method {self.method} needs a pretrained model: name one with --from")
+        if self.encoder.ngrams and (self.pretrained is None or self.method == "head"):
+            raise ValueError("encoder.ngrams stands beside a pretrained model: name one with --from, not --method head")
         if self.method not in ("lora", "dora") and self.adapt != AdaptConfig():
             raise ValueError("adapt.* is for --method lora and dora")
         if self.distil.teacher is None and self.distil != DistilConfig():
@@ -190,6 +196,9 @@ PRETRAINED: dict[str, dict[str, Any]] = {  # by method, what every effort starts
     "lora": {"optimizer.lr": 1e-3, "train.batch_size": 32},
     "dora": {"optimizer.lr": 1e-3, "train.batch_size": 32},
 }
+OURS = {  # of a small model that `pretrain` made, which has less to lose
+    "optimizer.lr": 2e-3, "optimizer.head": 5.0, "optimizer.layer_decay": 1.0, "encoder.dropout": 0.2,
+}  # fmt: skip
 PRETRAINED_EPOCHS = {"quick": 3.0, "standard": 6.0, "best": 10.0}
 HEAD_EPOCHS = 5  # times as many of features that are there already
 
@@ -203,4 +212,5 @@ def preset(config: FinetuneConfig) -> Mapping[str, Any]:
     if config.pretrained is None:
         return EFFORTS[config.effort]
     epochs = PRETRAINED_EPOCHS[config.effort] * (HEAD_EPOCHS if config.method == "head" else 1)
-    return PRETRAINED[config.method] | {"train.epochs": epochs}
+    small = OURS if config.method == "full" and (Path(config.pretrained) / "config.toml").is_file() else {}
+    return PRETRAINED[config.method] | small | {"train.epochs": epochs}

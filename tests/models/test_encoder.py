@@ -6,6 +6,7 @@ import torch
 from feedfwd.data.ragged import PAD, Ragged, RaggedBatches
 from feedfwd.errors import ConfigError
 from feedfwd.ffn import FFNSpec
+from feedfwd.models.bag import Bag
 from feedfwd.models.encoder import POOLINGS, Encoder
 from feedfwd.models.transformer import Transformer
 from feedfwd.train.rows import RowAdam
@@ -68,3 +69,21 @@ def test_batches_of_about_one_length_are_filled_up_little() -> None:
     stream = RaggedBatches(rows, torch.zeros(2000), 32, alike=True)
     seen = [next(stream).inputs for _ in range(stream.batches_per_epoch)]
     assert sum(x.numel() for x in seen) < 1.06 * int(lengths.sum())
+
+
+def test_a_bag_answers_beside_it() -> None:
+    """Trained each by itself, their mean in evaluation; tokens and n-grams of a row don't see each other."""
+    torch.manual_seed(0)
+    backbone = Transformer(50, width=8, depth=1, heads=2, hidden=16, causal=False)
+    model = Encoder(backbone, 3, bag=Bag(64, 4, [], 3))
+    x = torch.tensor([[5, 7, 9, 50 + 3, 50 + 63], [4, 50 + 0, PAD, PAD, PAD]])
+    assert model(x).shape == (2, 2, 3)
+    model.eval()
+    alone = Encoder(backbone, 3)
+    alone.mlp = model.mlp
+    tokens, buckets = torch.tensor([[5, 7, 9], [4, PAD, PAD]]), torch.tensor([[3, 63], [0, PAD]])
+    assert model.bag is not None
+    expected = torch.stack([alone.eval()(tokens), model.bag(buckets)], 1)
+    torch.testing.assert_close(model.both(x), expected)
+    torch.testing.assert_close(model(x), expected.mean(1))
+    torch.testing.assert_close(model.features(x), alone.features(tokens))

@@ -1,6 +1,7 @@
 """The running Python's docstrings with the module each belongs to: real labelled texts that need no download."""
 
 import ast
+import functools
 import re
 import warnings
 from collections import Counter
@@ -16,6 +17,7 @@ PROGRAMS = {"idlelib", "lib2to3", "turtledemo"}  # stand in the library, but nob
 HIDDEN = "_"  # stands where a name would give the module away
 
 
+@functools.cache
 def docstrings() -> tuple[list[str], list[str]]:
     """Descriptions and the top-level modules they belong to, in the order of the files.
 

@@ -44,6 +44,19 @@ class Ragged:
             return cls(torch.zeros(0, dtype=torch.int32), torch.zeros(0, dtype=torch.int64))
         return cls(torch.cat([part.values for part in parts]), torch.cat([part.lengths for part in parts]))
 
+    def beside(self, other: "Ragged") -> "Ragged":
+        """Each row followed by the other's row in the same place.
+
+        >>> a = Ragged(torch.tensor([1, 2, 3]), torch.tensor([2, 1]))
+        >>> b = Ragged(torch.tensor([7, 8]), torch.tensor([0, 2]))
+        >>> [row.tolist() for row in a.beside(b)]
+        [[1, 2], [3, 7, 8]]
+        """
+        rows = torch.arange(len(self))
+        owner = torch.cat([rows.repeat_interleave(self.lengths), rows.repeat_interleave(other.lengths)])
+        order = owner.argsort(stable=True)
+        return Ragged(torch.cat([self.values, other.values])[order], self.lengths + other.lengths)
+
     def padded(self, rows: Tensor) -> Tensor:  # (N,) -> (N, L)
         """These rows side by side, filled up with `PAD`."""
         lengths = self.lengths[rows]

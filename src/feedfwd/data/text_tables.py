@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from feedfwd.data.docstrings import DOCSTRINGS, docstrings
 from feedfwd.errors import DataError, nearest
 
 TEXT_NAMES = ("text", "sentence", "review", "content", "question", "query", "utterance", "message", "comment",
@@ -62,14 +63,18 @@ def read_table(
 
     What a target is, one of `kinds`, is guessed as well: a column of lists or of `a;b` holds several labels a text,
     so do several columns of 0 and 1, which `labels` may name; a column of many numbers holds numbers. Without
-    `labelled` a table needs no target, and a .txt is a text a line. DataError for what can't be used.
+    `labelled` a table needs no target, and a .txt is a text a line. "docstrings" are the running Python's, with the
+    module each belongs to. DataError for what can't be used.
     """
     path = Path(source).expanduser()
     if path.is_dir():
         raise DataError(f"{path} is a folder", hint=f"give one file: {FORMS}")
-    if not path.exists():
+    if path.exists():
+        columns = read_columns(path, labelled)
+    elif source == DOCSTRINGS:
+        columns = dict(zip(("text", "module"), docstrings(), strict=True))
+    else:
         raise DataError(f"there is no file {source}", hint=f"check the path; texts are read from {FORMS}")
-    columns = read_columns(path, labelled)
     text_from = _text_column(path, columns, text, target)
     found, told = _targets(path, columns, text_from, target, kinds, labels) if labelled else (None, "")
     usual = text_from in TEXT_NAMES and len(columns) <= (2 if labelled else 1)

@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 
 from feedfwd.data.ragged import PAD
 from feedfwd.errors import ConfigError, nearest
+from feedfwd.models.bag import Bag
 from feedfwd.models.mlp import MLP
 from feedfwd.models.transformer import Transformer
 
@@ -64,6 +65,10 @@ class Encoder(nn.Module):
     backbone's own head and pooler are taken off. With `window`, a row longer than so many tokens is several rows of
     that many end to end: the text's vector and outputs are the means of theirs.
 
+    A `bag` stands beside it: what n-grams tell, beside what pretraining taught. A row is then the text's tokens, and
+    after them its n-grams' buckets, each plus the vocabulary. In training both give their outputs, (B, 2, O), each to
+    be trained by itself, for together the quicker one leaves the other nothing to learn; in evaluation their mean.
+
     >>> model = Encoder(Transformer(50, width=8, depth=1, heads=2, hidden=16, causal=False), 3)
     >>> model(torch.tensor([[5, 7, 9], [4, PAD, PAD]])).shape
     torch.Size([2, 3])
@@ -77,6 +82,7 @@ class Encoder(nn.Module):
         pooling: str = "mean",
         hidden: Sequence[int] = (),
         window: int | None = None,
+        bag: Bag | None = None,
         generator: Generator | None = None,
         **mlp: Any,
     ) -> None:
@@ -86,15 +92,37 @@ class Encoder(nn.Module):
         self.backbone, self.pooling, self.window = backbone, pooling, window
         backbone.head, backbone.head_kind, backbone.pooler = nn.Identity(), "none", None
         self.mlp = MLP([backbone.width, *hidden, outputs], generator=generator, **mlp)
+        self.bag = bag
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T) -> (B, O)
+        if self.bag is None:
+            return self._deep(x)
+        both = self.both(x)
+        return both if self.training else both.mean(1)
+
+    def both(self, x: Tensor) -> Tensor:  # (B, T) -> (B, 2, O)
+        """What the pretrained model answers, and what the bag."""
+        assert self.bag is not None
+        buckets = torch.where(x < self.backbone.vocabulary, PAD, x - self.backbone.vocabulary)
+        return torch.stack([self._deep(self.tokens(x)), self.bag(buckets)], 1)
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """Rows without what stands in them for a bag."""
+        if self.bag is None:
+            return x
+        own = (x != PAD) & (x < self.backbone.vocabulary)
+        longest = max(1, int(own.sum(1).max())) if len(x) else 1
+        return torch.where(own, x, PAD)[:, :longest]
+
+    def _deep(self, x: Tensor) -> Tensor:
         if self.window is None or x.shape[1] <= self.window:
-            return self.mlp(self.features(x))
+            return self.mlp(self._features(x))
         parts, texts = windows(x, self.window)
         return means(self.mlp(self._features(parts)), texts, len(x))
 
     def features(self, x: Tensor) -> Tensor:  # (B, T) -> (B, W)
         """One vector a text, before the head."""
+        x = self.tokens(x)
         if self.window is None or x.shape[1] <= self.window:
             return self._features(x)
         parts, texts = windows(x, self.window)
@@ -116,4 +144,5 @@ class Encoder(nn.Module):
 
     def flops(self, tokens: float) -> int:
         """Of the forward pass of a text of so many tokens, products only."""
-        return round(tokens * self.backbone.flops(max(1, round(tokens)))) + self.mlp.flops
+        beside = 0 if self.bag is None else self.bag.flops
+        return round(tokens * self.backbone.flops(max(1, round(tokens)))) + self.mlp.flops + beside

@@ -65,6 +65,7 @@ def build_encoder(
         pooling=pooling if e.pooling == "auto" else e.pooling,
         hidden=e.hidden,
         window=longest if e.windows > 1 else None,
+        bag=build_bag(config, outputs) if e.ngrams else None,
         activation=f.activation,
         kind=f.kind,
         init=f.init,
@@ -94,10 +95,19 @@ class BagReader:
 
 class TokenReader:
     """The tokens of a text, by a pretrained model's own tokenizer; of a long one the first `longest`, or up to so many
-    windows of that many end to end, each but the last one full."""
+    windows of that many end to end, each but the last one full. After them the buckets of its `ngrams`, if any, each
+    plus the model's `vocabulary`."""
 
-    def __init__(self, tokenizer: ModelTokenizer, longest: int, windows: int = 1) -> None:
+    def __init__(
+        self,
+        tokenizer: ModelTokenizer,
+        longest: int,
+        windows: int = 1,
+        ngrams: BagReader | None = None,
+        vocabulary: int = 0,
+    ) -> None:
         self.tokenizer, self.longest, self.windows = tokenizer, longest, windows
+        self.ngrams, self.vocabulary = ngrams, vocabulary
 
     def rows(self, texts: Sequence[str]) -> Ragged:
         if self.windows > 1:
@@ -106,11 +116,26 @@ class TokenReader:
         else:
             found = [row or [self.tokenizer.pad] for row in self.tokenizer.encode(texts, longest=self.longest)]
         ids = torch.tensor([token for row in found for token in row], dtype=torch.int32)
-        return Ragged(ids, torch.tensor([len(row) for row in found], dtype=torch.int64))
+        tokens = Ragged(ids, torch.tensor([len(row) for row in found], dtype=torch.int64))
+        if self.ngrams is None:
+            return tokens
+        buckets = self.ngrams.rows(texts)
+        return tokens.beside(Ragged(buckets.values + self.vocabulary, buckets.lengths))
+
+    def lengths(self, rows: Ragged) -> Tensor:  # (N,)
+        """Tokens of each row."""
+        if self.ngrams is None:
+            return rows.lengths
+        owner = torch.arange(len(rows)).repeat_interleave(rows.lengths)
+        return torch.bincount(owner[rows.values < self.vocabulary], minlength=len(rows))
+
+    def buckets(self, rows: Ragged) -> Tensor:
+        """Of all rows' n-grams, one after the other."""
+        return rows.values[rows.values >= self.vocabulary] - self.vocabulary
 
     def cut(self, texts: Sequence[str], rows: Ragged) -> int:
         """How many of the texts are longer than their rows."""
-        full = [texts[i] for i in (rows.lengths >= self.windows * self.longest).nonzero()[:, 0].tolist()]
+        full = [texts[i] for i in (self.lengths(rows) >= self.windows * self.longest).nonzero()[:, 0].tolist()]
         if self.windows > 1:
             more = self.tokenizer.windows(full, self.longest, self.windows + 1)
             return sum(len(row) > self.windows for row in more)
@@ -120,6 +145,12 @@ class TokenReader:
         """For preprocess.json, beside tokenizer.json."""
         t = self.tokenizer
         return {"special": t.special, "before": t.before, "after": t.after, "longest": self.longest}
+
+
+def token_reader(config: FinetuneConfig, tokenizer: ModelTokenizer, longest: int, vocabulary: int) -> TokenReader:
+    """What reads texts for the encoder that the settings describe."""
+    beside = BagReader(config) if config.encoder.ngrams else None
+    return TokenReader(tokenizer, longest, config.encoder.windows, beside, vocabulary)
 
 
 def load_encoder(path: Path, config: FinetuneConfig, about: Any, outputs: int) -> tuple[Encoder, TokenReader]:
@@ -134,7 +165,7 @@ def load_encoder(path: Path, config: FinetuneConfig, about: Any, outputs: int) -
         )
         longest = int(said["longest"])
         encoder = build_encoder(config, build(said["settings"]), said["pooling"], outputs, longest)
-        return encoder, TokenReader(tokenizer, longest, config.encoder.windows)
+        return encoder, token_reader(config, tokenizer, longest, encoder.backbone.vocabulary)
     except (KeyError, TypeError, ValueError) as error:
         what = f"{run.preprocess_file} doesn't tell of the pretrained model ({type(error).__name__}: {error})"
         raise RunError(what, hint="restore it from a copy, or train again") from None
@@ -193,6 +224,13 @@ class TextClassifier:
     def outputs(self, rows: Ragged) -> Tensor:
         """The network's outputs (N, O), logits for labels, for what `rows` gave; in evaluation mode."""
         return self._passed(self.model, rows)
+
+    def apart(self, rows: Ragged) -> tuple[Tensor, Tensor]:
+        """Outputs (N, O) of the pretrained model, and of the bag of n-grams that stands beside it (encoder.ngrams)."""
+        if isinstance(self.model, Bag) or self.model.bag is None:
+            raise RunError("no bag of n-grams stands beside this network", hint="train one with encoder.ngrams=true")
+        both = self._passed(self.model.both, rows)
+        return both[:, 0], both[:, 1]
 
     def features(self, rows: Ragged) -> Tensor:
         """A vector for each text (N, W), which the head sees."""

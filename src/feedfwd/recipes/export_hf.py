@@ -144,6 +144,8 @@ def with_family_head(found: TextClassifier) -> Transformer:
     model = found.model
     if isinstance(model, Bag):
         raise ConfigError("a bag of n-grams is of no family of Hugging Face's", hint="use it by ff.load(run)")
+    if model.bag is not None:
+        raise ConfigError("no family of Hugging Face's has a bag of n-grams beside it", hint="use it by ff.load(run)")
     b, mlp, width = model.backbone, model.mlp, model.backbone.width
     wanted: dict[str, tuple[object, object]] = {
         "encoder.pooling": (model.pooling, "last" if b.causal else "cls"),

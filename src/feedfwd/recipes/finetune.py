@@ -170,6 +170,15 @@ class Finetuning(Training):
         answers = self.p.classifier.answers(part.rows)
         return answers, self.p.goal.scores(answers, part.data.targets)
 
+    def _apart(self, part: TextPart) -> dict[str, dict[str, float]] | None:
+        """Scores of the pretrained model and of the bag beside it, each by itself."""
+        p = self.p
+        if not isinstance(p.model, Encoder) or p.model.bag is None:
+            return None
+        network, bag = p.classifier.apart(part.rows)
+        of = {"network": network, "n-grams": bag}
+        return {name: p.goal.scores(p.goal.answers(z), part.data.targets) for name, z in of.items()}
+
     def _finish(self) -> TextClassifier:
         p = self.p
         if p.pretrained is not None and p.config.method in LOW_RANK:
@@ -204,6 +213,7 @@ class Finetuning(Training):
             "environment": environment.describe(p.device, p.precision),
             "test_details": shown,
             "judgement": judgement,
+            "apart": self._apart(p.test),
             **beside,
         }
         told = [*(lines(judgement) if judgement is not None else []), *sizes(result)]
@@ -217,7 +227,7 @@ def example(p: PreparedTexts) -> list[str]:
     text, target = p.train.texts[0], p.goal.shown(p.train.data.targets[0])
     lines = [f"an example: {_short(text)!r} → {target}"]
     if p.pretrained is not None:
-        tokenizer, ids = p.pretrained.tokenizer, p.train.rows.values[: int(p.train.rows.lengths[0])].tolist()
+        tokenizer, ids = p.pretrained.tokenizer, p.train.rows.values[: int(p.lengths(p.train)[0])].tolist()
         lines.append(f"the model sees {len(ids)} tokens: {_short(tokenizer.decode(ids, special=True))!r}")
     return lines
 
@@ -234,7 +244,7 @@ def memory(p: PreparedTexts) -> int:
     weights = 4 * p.model.parameter_count + 4 * 3 * p.trained_parameters
     if p.features is not None:
         return weights + texts + p.features.nbytes
-    b, longest = p.model.backbone, int(p.train.rows.lengths.max())
+    b, longest = p.model.backbone, int(p.lengths(p.train).max())
     each = 2 if p.precision.name == "bf16" else 4
     kept = len(b.blocks) * (8 * b.width + 2 * b.hidden_width + b.heads * longest)
     return weights + texts + each * kept * longest * p.config.train.batch_size
@@ -270,12 +280,13 @@ def _of_bag(p: PreparedTexts) -> list[str]:
 
 def _of_encoder(p: PreparedTexts, model: Encoder) -> list[str]:
     assert p.pretrained is not None
-    b, lengths = model.backbone, p.train.rows.lengths
+    b, lengths = model.backbone, p.lengths(p.train)
     kind = "decoder" if b.causal else "encoder"
     return [
         f"from {p.pretrained.name}: {p.pretrained.family or 'a run of ours'}, {kind} of {len(b.blocks)} layers, "
         f"{b.width} wide; {float(lengths.float().mean()):,.0f} tokens a text, at most {int(lengths.max()):,}",
-        f"{model.pooling} of the last states, head {'-'.join(map(str, model.mlp.sizes))}; {p.adapted}",
+        f"{model.pooling} of the last states, head {'-'.join(map(str, model.mlp.sizes))}"
+        f"{'' if model.bag is None else f' and a bag of n-grams in {p.config.bag.buckets:,} buckets'}; {p.adapted}",
     ]
 
 

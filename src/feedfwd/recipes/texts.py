@@ -3,7 +3,7 @@
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -20,8 +20,18 @@ from feedfwd.errors import ConfigError, DataError
 from feedfwd.models.adapt import layer_rates
 from feedfwd.models.bag import Bag
 from feedfwd.models.encoder import Encoder
+from feedfwd.models.tabular import per_member
 from feedfwd.recipes.adapters import adapted
-from feedfwd.recipes.classifier import BagReader, Network, Reader, TextClassifier, TokenReader, build_bag, build_encoder
+from feedfwd.recipes.classifier import (
+    BagReader,
+    Network,
+    Reader,
+    TextClassifier,
+    TokenReader,
+    build_bag,
+    build_encoder,
+    token_reader,
+)
 from feedfwd.recipes.distil import Taught, distillation, taught
 from feedfwd.recipes.goals import Goal, Number, SeveralLabels, goal_for
 from feedfwd.recipes.prepare import usable_device
@@ -29,6 +39,8 @@ from feedfwd.recipes.pretrained import Pretrained, load_pretrained
 from feedfwd.train.losses import Loss
 from feedfwd.train.precision import Precision, choose, products
 from feedfwd.train.rows import RowAdam
+
+NGRAM_RATE = 0.01  # of what stands beside a pretrained model, as of a bag by itself
 
 
 class Batches(Iterator[Batch], Protocol):
@@ -100,11 +112,16 @@ class PreparedTexts:
 
     def optimizer(self, model: nn.Module) -> RowAdam:
         o = self.config.optimizer
-        if self.features is not None or isinstance(self.model, Bag):
-            rate: Callable[[str], float] = lambda name: 1.0  # noqa: E731
-        else:
-            of_layer = layer_rates(self.model, o.layer_decay)
-            rate = lambda name: of_layer(name) if name.startswith("backbone.") else o.head  # noqa: E731
+        alone = self.features is not None or isinstance(self.model, Bag)
+        of_layer = None if alone else layer_rates(self.model, o.layer_decay)
+
+        def rate(name: str) -> float:
+            """How many times the rate a parameter learns at."""
+            if of_layer is None:
+                return 1.0
+            part = name.partition(".")[0]
+            return of_layer(name) if part == "backbone" else NGRAM_RATE / o.lr if part == "bag" else o.head
+
         betas = (o.beta1, o.beta2)
         return RowAdam(model.named_parameters(), o.lr, betas=betas, eps=o.eps, weight_decay=o.weight_decay, rate=rate)
 
@@ -135,7 +152,12 @@ class PreparedTexts:
         """Of a text's forward pass, products only."""
         if isinstance(self.model, Bag):
             return self.model.flops
-        return self.model.flops(float(self.train.rows.lengths.float().mean()))
+        return self.model.flops(float(self.lengths(self.train).float().mean()))
+
+    def lengths(self, part: TextPart) -> Tensor:  # (N,)
+        """Tokens, or n-grams, of each text."""
+        reader = self.classifier.reader
+        return reader.lengths(part.rows) if isinstance(reader, TokenReader) else part.rows.lengths
 
     def about(self) -> dict[str, Any]:
         """For preprocess.json: all that answering takes beside the settings, the weights and the tokenizer."""
@@ -180,25 +202,29 @@ def prepare_texts(config: FinetuneConfig, *, resolved: bool = False) -> Prepared
         _check(pretrained)
         longest = min(config.encoder.longest, pretrained.longest)
         model = build_encoder(config, pretrained.model, pretrained.pooling, goal.outputs, longest).to(device)
-        reader = TokenReader(pretrained.tokenizer, longest, config.encoder.windows)
+        reader = token_reader(config, pretrained.tokenizer, longest, pretrained.model.vocabulary)
     classifier = TextClassifier(model, config, goal, reader)
 
     def part(texts: tuple[str, ...], data: Dataset) -> TextPart:
         return TextPart(data, texts, classifier.rows(texts))
 
-    training = part(*train)
+    training, loss = part(*train), goal.loss(config.loss, train[1].targets)
     tokens = config.train.batch_size
     if isinstance(model, Bag):
         model.weigh(training.rows.values.to(device), len(training))
     else:
-        tokens = round(tokens * float(training.rows.lengths.float().mean()))
+        assert isinstance(reader, TokenReader)
+        if model.bag is not None:
+            model.bag.weigh(reader.buckets(training.rows).to(device), len(training))
+            loss = per_member(loss)
+        tokens = round(tokens * float(reader.lengths(training.rows).float().mean()))
     prepared = PreparedTexts(
         config=config,
         train=training,
         validation=None if validation is None else part(*validation),
         test=part(*test),
         classifier=classifier,
-        loss=goal.loss(config.loss, train[1].targets),
+        loss=loss,
         precision=choose(config.train.precision, device, products(model, tokens)),
         device=device,
         fingerprint=_fingerprint(*train),
@@ -238,7 +264,7 @@ def _start(p: PreparedTexts, model: Encoder) -> None:
     reader = p.classifier.reader
     assert isinstance(reader, TokenReader)
     for name, part in p.parts.items():
-        long, cut = int((part.rows.lengths > reader.longest).sum()), reader.cut(part.texts, part.rows)
+        long, cut = int((p.lengths(part) > reader.longest).sum()), reader.cut(part.texts, part.rows)
         if long:
             what = f"are longer than {reader.longest} tokens and read in up to {reader.windows} windows"
             p.notes.append(f"{long / len(part):.1%} of the {name} texts {what}")
