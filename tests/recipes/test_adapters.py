@@ -98,6 +98,7 @@ def test_a_run_starts_from_anothers_adapters(tmp_path: Path, method: str) -> Non
     assert again.trained_parameters < 0.5 * again.model.parameter_count and str(tmp_path / "first") in again.adapted
     done = recipe.finetune_config(config(source, base, method=method, adapt__start=str(tmp_path / "first")))
     assert done.run is not None and Kept.of(done.run) is not None
+    assert done.result["trained_parameters"] == again.trained_parameters
 
 
 @pytest.fixture(autouse=True)

@@ -181,6 +181,7 @@ class Finetuning(Training):
 
     def _finish(self) -> TextClassifier:
         p = self.p
+        trained = p.trained_parameters  # merged, the adapters are not told apart any more
         if p.pretrained is not None and p.config.method in LOW_RANK:
             keep(self.run, p.model, p.pretrained.name)
             adapt.merge(p.model)
@@ -205,7 +206,7 @@ class Finetuning(Training):
             "steps": self.step,
             "examples_per_second": self.step * p.examples_per_update / self.seconds,
             "parameters": p.model.parameter_count,
-            "trained_parameters": p.trained_parameters,
+            "trained_parameters": trained,
             "flops": p.flops,
             "seed": p.config.seed,
             "notes": p.notes,

@@ -395,6 +395,7 @@ class Retrieving(Training):
         if self.step == 0:
             self.compared = p.compared()
         self.updates()
+        trained = p.trained_parameters  # merged, the adapters are not told apart any more
         if p.pretrained is not None and p.config.method in LOW_RANK:
             keep(self.run, p.model, p.pretrained.name)
             adapt.merge(p.model)
@@ -417,7 +418,7 @@ class Retrieving(Training):
             "steps": self.step,
             "examples_per_second": self.step * per_update / self.seconds,
             "parameters": sum(parameter.numel() for parameter in p.model.parameters()),
-            "trained_parameters": p.trained_parameters,
+            "trained_parameters": trained,
             "seed": p.config.seed,
             "notes": [*p.data.notes, *p.notes],
             "command": command(p.config),
