@@ -72,6 +72,9 @@ class ReadingConfig(EncoderConfig):
     ngrams: bool = Field(
         False, description="a bag of n-grams (bag.*) adds its outputs to those of the pretrained model"
     )
+    start: Literal["auto", "random", "means"] = Field(
+        "auto", description="of a linear head; means: the classes' mean vectors; auto: those where texts are few"
+    )
     windows: Count = Field(1, description="parts of encoder.longest tokens that a longer text is read in; means count")
 
 

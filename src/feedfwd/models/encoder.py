@@ -128,6 +128,19 @@ class Encoder(nn.Module):
         parts, texts = windows(x, self.window)
         return means(self._features(parts), texts, len(x))
 
+    @torch.no_grad()
+    def begin_at_means(self, features: Tensor, targets: Tensor, scale: float = 20.0) -> None:
+        """Let a linear head (O, W) begin at the classes' mean vectors.
+
+        Its logits are then about `scale` times the cosines of a text's vector with them. `features` (N, W) are the
+        training texts' own, `targets` (N,) their classes.
+        """
+        head = self.mlp.head
+        sums = torch.zeros_like(head.weight).index_add(0, targets, F.normalize(features, dim=1))
+        head.weight.copy_(scale * F.normalize(sums, dim=1) / features.norm(dim=1).mean())
+        if head.bias is not None:
+            head.bias.zero_()
+
     def _features(self, x: Tensor) -> Tensor:
         there = x != PAD
         lengths = there.sum(1)

@@ -40,6 +40,7 @@ from feedfwd.train.losses import Loss
 from feedfwd.train.precision import Precision, choose, products
 from feedfwd.train.rows import RowAdam
 
+FEW = 20  # texts a class, up to which a head begins at the classes' means; tried with ten (docs/fine-tuning.md)
 NGRAM_RATE = 0.01  # of what stands beside a pretrained model, as of a bag by itself
 
 
@@ -280,6 +281,25 @@ def _start(p: PreparedTexts, model: Encoder) -> None:
         begun = time.perf_counter()
         p.features = p.classifier.features(p.train.rows).to(p.device)
         p.seconds = time.perf_counter() - begun
+    if _at_means(p):
+        begun = time.perf_counter()
+        features = p.classifier.features(p.train.rows) if p.features is None else p.features
+        model.begin_at_means(features.to(p.device), p.train.data.targets.to(p.device))
+        p.adapted += "; the head begins at the classes' means"
+        p.seconds += time.perf_counter() - begun
+
+
+def _at_means(p: PreparedTexts) -> bool:
+    """Whether the head begins at the classes' mean vectors; ConfigError where it can't."""
+    c = p.config
+    can = p.goal.kind == "label" and not c.encoder.hidden
+    if c.encoder.start != "auto":
+        if c.encoder.start == "means" and not can:
+            what = "encoder.start=means is for a head without hidden layers that gives each text one label"
+            raise ConfigError(what, hint="leave it out")
+        return c.encoder.start == "means"
+    others = p.pretrained is not None and bool(p.pretrained.family)  # of a run of ours it wasn't measured
+    return can and others and c.method == "full" and len(p.train) <= FEW * p.goal.outputs
 
 
 Texts = tuple[tuple[str, ...], Dataset]

@@ -1,0 +1,66 @@
+"""`feedfwd finetune --from` with few texts a class: the head begins at the classes' means."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from feedfwd.config_finetune import FinetuneConfig
+from feedfwd.errors import ConfigError
+from feedfwd.models.encoder import Encoder
+from feedfwd.recipes.texts import PreparedTexts, prepare_texts
+
+WORDS = {"card": "card lost stolen", "money": "top up cash", "hello": "good morning team"}
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random BERT with its tokenizer."""
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("bert")
+    words = sorted({word for text in WORDS.values() for word in text.split()})
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words, *map(str, range(10))]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    transformers.BertTokenizerFast(vocab=dict(zip(vocabulary, range(100), strict=False))).save_pretrained(folder)
+    torch.manual_seed(0)
+    transformers.BertModel(
+        transformers.BertConfig(
+            vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+            intermediate_size=24, max_position_embeddings=32,
+        )
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def prepared(tmp_path: Path, bert: Path, n: int = 30, **settings: object) -> PreparedTexts:
+    path = tmp_path / "t.jsonl"
+    rows = [(f"{i % 10} {WORDS[label]}", label) for i, label in enumerate(list(WORDS) * n)]
+    path.write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows))
+    config = FinetuneConfig(source=str(path), test=str(path), pretrained=str(bert)).with_("train.precision", "fp32")
+    for key, value in settings.items():
+        config = config.with_(key.replace("__", "."), value)
+    return prepare_texts(config)
+
+
+def test_few_texts_begin_at_the_means_of_their_classes(tmp_path: Path, bert: Path) -> None:
+    p = prepared(tmp_path, bert, n=4)
+    assert isinstance(p.model, Encoder)
+    assert "classes' means" in p.adapted
+    features, targets = p.classifier.features(p.train.rows), p.train.data.targets
+    unit = F.normalize(features, dim=1)
+    means = F.normalize(torch.stack([unit[targets == k].mean(0) for k in range(3)]), dim=1)
+    wanted = 20 * features @ means.T / features.norm(dim=1).mean()
+    assert torch.allclose(p.classifier.outputs(p.train.rows), wanted, atol=1e-4)
+    assert (wanted.argmax(1) == targets).float().mean() > 0.8  # before any update
+
+
+def test_many_texts_or_a_hidden_layer_begin_at_random(tmp_path: Path, bert: Path) -> None:
+    assert "means" not in prepared(tmp_path, bert, n=30).adapted
+    assert "means" in prepared(tmp_path, bert, n=30, data__shots=5).adapted
+    assert "means" in prepared(tmp_path, bert, n=30, encoder__start="means").adapted
+    assert "means" not in prepared(tmp_path, bert, n=4, encoder__start="random").adapted
+    assert "means" not in prepared(tmp_path, bert, n=4, encoder__hidden=[8]).adapted
+    with pytest.raises(ConfigError, match="without hidden layers"):
+        prepared(tmp_path, bert, n=4, encoder__start="means", encoder__hidden=[8])
