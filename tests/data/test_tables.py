@@ -1,5 +1,6 @@
 """Tables: types found out, columns learnt of the training part alone, splits, and what is pointed out."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from feedfwd.data.split import split, split_by
 from feedfwd.data.table_checks import leaks, shared_rows
 from feedfwd.data.table_preprocess import ABSENT, UNKNOWN, TablePreprocessor, drift, from_json
 from feedfwd.data.tables import TableData, load_table
+from feedfwd.errors import DataError
 
 N = 300
 
@@ -40,6 +42,67 @@ def test_types_are_found_out_and_survive_every_file_form(frame: polars.DataFrame
         x = TablePreprocessor.fit(data).examples(data)
         assert bool(x.isfinite().all()) and len(x) == N
     assert "300 rows of 4 columns (1 number, 1 category, 1 date, 1 text)" in data.describe()
+
+
+def workbook(path: Path, sheets: dict[str, list[list[object]]]) -> Path:
+    """A file of Excel's by hand: texts stand in the cells, and what is None has no cell."""
+
+    def cell(row: int, column: int, value: object) -> str:
+        place = f'r="{chr(65 + column)}{row + 1}"'
+        if isinstance(value, bool):
+            return f'<c {place} t="b"><v>{int(value)}</v></c>'
+        if isinstance(value, str):
+            return f'<c {place} t="inlineStr"><is><t>{value}</t></is></c>'
+        return f"<c {place}><v>{value}</v></c>"
+
+    main = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
+    relations = "http://schemas.openxmlformats.org/package/2006/relationships"
+    office = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
+    kind = "application/vnd.openxmlformats-officedocument.spreadsheetml"
+    numbers = range(1, len(sheets) + 1)
+    with zipfile.ZipFile(path, "w") as file:
+        parts = "".join(
+            f'<Override PartName="/xl/worksheets/sheet{i}.xml" ContentType="{kind}.worksheet+xml"/>' for i in numbers
+        )
+        file.writestr(
+            "[Content_Types].xml",
+            '<Types xmlns="http://schemas.openxmlformats.org/package/2006/content-types"><Default Extension="rels" '
+            'ContentType="application/vnd.openxmlformats-package.relationships+xml"/><Override '
+            f'PartName="/xl/workbook.xml" ContentType="{kind}.sheet.main+xml"/>{parts}</Types>',
+        )
+        link = '<Relationship Id="rId{0}" Type="{1}" Target="{2}"/>'
+        book = link.format(1, f"{office}/officeDocument", "xl/workbook.xml")
+        file.writestr("_rels/.rels", f'<Relationships xmlns="{relations}">{book}</Relationships>')
+        links = "".join(link.format(i, f"{office}/worksheet", f"worksheets/sheet{i}.xml") for i in numbers)
+        file.writestr("xl/_rels/workbook.xml.rels", f'<Relationships xmlns="{relations}">{links}</Relationships>')
+        names = "".join(f'<sheet name="{n}" sheetId="{i}" r:id="rId{i}"/>' for i, n in enumerate(sheets, 1))
+        file.writestr(
+            "xl/workbook.xml", f'<workbook xmlns="{main}" xmlns:r="{office}"><sheets>{names}</sheets></workbook>'
+        )
+        for i, rows in enumerate(sheets.values(), 1):
+            lines = "".join(
+                f'<row r="{r + 1}">{"".join(cell(r, c, v) for c, v in enumerate(row) if v is not None)}</row>'
+                for r, row in enumerate(rows)
+            )
+            file.writestr(
+                f"xl/worksheets/sheet{i}.xml", f'<worksheet xmlns="{main}"><sheetData>{lines}</sheetData></worksheet>'
+            )
+    return path
+
+
+def test_a_sheet_of_excel_is_read_as_it_stands(tmp_path: Path) -> None:
+    pytest.importorskip("fastexcel")
+    rows = [[i / 7 if i % 10 else None, ("red", "green", "blue")[i % 3], i % 2 == 0, i % 2] for i in range(60)]
+    data = load_table(workbook(tmp_path / "t.xlsx", {"rows": [["n", "c", "b", "y"], *rows]}), ["y"])
+    assert data.kinds == {"n": "number", "c": "category", "b": "category"} and len(data) == 60
+    assert data.task == "classify" and data.classes == ("0", "1") and data.frame["n"].null_count() == 6
+    assert data.frame["n"][11] == pytest.approx(11 / 7)
+    data = load_table(
+        workbook(tmp_path / "two.xlsx", {"first": [["n", "y"], *([i, i * 2.5] for i in range(9))], "x": []}), ["y"]
+    )
+    assert len(data) == 9 and any("first of 2 sheets, 'first'" in note for note in data.notes)
+    with pytest.raises(DataError, match="empty"):
+        load_table(workbook(tmp_path / "none.xlsx", {"rows": []}), ["y"])
 
 
 def test_the_adult_file_needs_no_options(shared_data: Path) -> None:

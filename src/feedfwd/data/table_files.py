@@ -56,7 +56,7 @@ def read_rows(source: str | Path) -> Rows:
             case ".parquet":
                 frame = polars.read_parquet(path)
             case ".xlsx" | ".xls" | ".xlsb" | ".ods":
-                frame = _sheet(path)
+                frame = _sheet(path, notes)
             case _:
                 raise DataError(f"{path} is not of a form that tables are read from", hint=f"give {FORMS}")
     except OSError as error:
@@ -263,16 +263,19 @@ def _json_lines(text: str, path: Path) -> "polars.DataFrame":
     return polars.DataFrame(columns, strict=False)
 
 
-def _sheet(path: Path) -> "polars.DataFrame":
+def _sheet(path: Path, notes: list[str]) -> "polars.DataFrame":
     import polars
 
     try:
-        import fastexcel  # noqa: F401
+        import fastexcel
     except ImportError:
         raise MissingExtra(
             "reading Excel files needs fastexcel", hint='pip install "feedfwd[excel]", or save the sheet as .csv'
         ) from None
     try:
+        names = fastexcel.read_excel(path).sheet_names
+        if len(names) > 1:
+            notes.append(f"read is the first of {len(names)} sheets, {names[0]!r}: save another as a file of its own")
         return polars.read_excel(path)
     except Exception as error:  # the reader's own classes, which come with it
         problem = (str(error).strip() or type(error).__name__).splitlines()[0]
