@@ -178,6 +178,8 @@ class FinetuneConfig(Recipe):
             raise ValueError(f"--method {self.method} needs a pretrained model: name one with --from")
         if self.encoder.ngrams and (self.pretrained is None or self.method == "head"):
             raise ValueError("encoder.ngrams stands beside a pretrained model: name one with --from, not --method head")
+        if self.encoder.start != "auto" and self.pretrained is None:
+            raise ValueError("encoder.start is of the head above a pretrained model: name one with --from")
         if self.method not in ("lora", "dora") and self.adapt != AdaptConfig():
             raise ValueError("adapt.* is for --method lora and dora")
         if self.distil.teacher is None and self.distil != DistilConfig():

@@ -98,6 +98,7 @@ def test_a_pretrained_encoder_learns_by_every_method(place: Path, tmp_path: Path
     result = made.result
     assert result["test"]["mrr"] > result["compared"]["as it came"]["mrr"] + 0.2
     assert (method == "full") == (result["trained_parameters"] == result["parameters"])
+    assert result["trained_parameters"] > 0
     assert not any("lora" in name for name in made.model.state_dict())
     np.testing.assert_allclose(ff.load(tmp_path / "run").encode(["x y"]), made.encode(["x y"]), atol=1e-6)
 

@@ -64,3 +64,5 @@ def test_many_texts_or_a_hidden_layer_begin_at_random(tmp_path: Path, bert: Path
     assert "means" not in prepared(tmp_path, bert, n=4, encoder__hidden=[8]).adapted
     with pytest.raises(ConfigError, match="without hidden layers"):
         prepared(tmp_path, bert, n=4, encoder__start="means", encoder__hidden=[8])
+    with pytest.raises(ConfigError, match="name one with --from"):
+        FinetuneConfig(source="t.jsonl").with_("encoder.start", "means")

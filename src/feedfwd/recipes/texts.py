@@ -40,7 +40,7 @@ from feedfwd.train.losses import Loss
 from feedfwd.train.precision import Precision, choose, products
 from feedfwd.train.rows import RowAdam
 
-FEW = 20  # texts a class, up to which a head begins at the classes' means; tried with ten (docs/fine-tuning.md)
+FEW = 20  # texts a class, up to which a head at the classes' means was seen to do better (docs/fine-tuning.md)
 NGRAM_RATE = 0.01  # of what stands beside a pretrained model, as of a bag by itself
 
 
