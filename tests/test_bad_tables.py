@@ -129,10 +129,16 @@ def test_a_thousand_columns_train(tmp_path: Path) -> None:
     assert prepare(config.with_("model.hidden", [8])).predictor.preprocess.width == 1000
 
 
-def test_several_targets_have_to_be_numbers(tmp_path: Path) -> None:
+def test_several_targets_have_to_be_of_one_kind(tmp_path: Path) -> None:
     source = write(tmp_path, GOOD)
-    with pytest.raises(DataError, match="'y' holds category values"):
+    with pytest.raises(DataError, match="all numbers or all yes or no: 'a' holds numbers; 'y' holds yes or no"):
         load_table(source, ["a", "y"])
+    with pytest.raises(DataError, match="'y' holds yes or no; 'b' holds 3 names"):
+        load_table(source, ["y", "b"])
+    with pytest.raises(DataError, match="have to be all numbers: 'y' holds yes or no"):
+        load_table(source, ["y", "b"], task="regress")
+    with pytest.raises(DataError, match="have to be yes or no each: 'a' holds numbers"):
+        load_table(source, ["a", "y"], task="classify")
     with pytest.raises(DataError, match="twice"):
         load_table(source, ["y", "y"])
 

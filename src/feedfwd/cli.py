@@ -70,7 +70,10 @@ def fit(
     ] = None,
     target: Annotated[
         list[str] | None,
-        typer.Option(metavar="COLUMN", help="Of a table: the column to predict; several of numbers if given again."),
+        typer.Option(
+            metavar="COLUMN",
+            help="Of a table: the column to predict; several, all numbers or all yes or no, if given again.",
+        ),
     ] = None,
     split: Annotated[
         str | None,

@@ -20,7 +20,10 @@ Effort = Annotated[
 ]
 Seed = Annotated[int | None, typer.Option(metavar="N", help="First seed.  [default: 0]")]
 Target = Annotated[
-    str | None, typer.Option(metavar="COLUMN", help="Column of the answers, of a table or of labelled texts.")
+    list[str] | None,
+    typer.Option(
+        metavar="COLUMN", help="Column of the answers, of a table or of labelled texts; several if given again."
+    ),
 ]
 DataDir = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder with the files of a built-in data set.")]
 Workers = Annotated[
@@ -157,6 +160,8 @@ def _base(
 
     kind = training(verb).kind
     given = {k: str(v) if isinstance(v, Path) else v for k, v in flags.items() if v is not None}
+    if (target := given.pop("target", None)) and isinstance(target, list):
+        given["target"] = target if verb == "fit" else ",".join(target)
     for key in given.keys() - kind.model_fields.keys():
         raise ConfigError(f"--{key.replace('_', '-')} can't be used with {verb}", hint="leave it out")
     if "sources" in kind.model_fields:

@@ -205,7 +205,9 @@ class FitConfig(Recipe):
 
     source: str
     test: str | None = Field(None, description="a source of its own for the test part")
-    target: Names = Field(default_factory=list, description="tables: the column to predict, or several of numbers")
+    target: Names = Field(
+        default_factory=list, description="tables: the column to predict, or several: all numbers, or all yes or no"
+    )
     data_dir: str | None = Field(None, description="folder that holds the built-in data sets' files")
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()

@@ -195,11 +195,24 @@ def test_the_fast_path_gives_what_autograd_gives(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize("effort", ["quick", "standard", "best"])
 def test_the_command_of_a_run_repeats_it(effort: str) -> None:
     said = parse(FitConfig, {"source": "wine", "effort": effort, "data": {"noise": 0.0}, "ffn": {"dropout": 0.0}})
-    config = prepare(said).config.with_("optimizer.lr", 0.01)
-    words = shlex.split(command(config))
+    prepared = prepare(said)
+    config = prepared.config.with_("optimizer.lr", 0.01)
+    words = shlex.split(command(config, prepared.usual))
     pairs = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
     again = parse(FitConfig, {"source": "wine", "effort": effort, **overrides(pairs)})
     assert prepare(again).config == config
+
+
+@pytest.mark.parametrize("source", ["digits", "wine", "diabetes"])
+def test_the_command_says_only_what_the_effort_does_not(source: str) -> None:
+    plain = prepare(parse(FitConfig, {"source": source, "effort": "quick"}))
+    assert command(plain.config, plain.usual) == f"feedfwd fit {source} --effort quick"
+    changed = prepare(parse(FitConfig, {"source": source, "effort": "quick", "ffn": {"activation": "gelu"}}))
+    said = f"feedfwd fit {source} --effort quick --set ffn.activation=gelu"
+    assert command(changed.config, changed.usual) == said
+    again = prepare(changed.frozen(), resolved=True)  # as resuming does
+    kept = parse(FitConfig, {**again.config.model_dump(), "train": changed.config.train.model_dump()})
+    assert command(kept, again.usual) == said
 
 
 def test_what_finds_the_gradients_is_said() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from feedfwd.errors import DataError
 
-Task = Literal["classify", "regress"]
+Task = Literal["classify", "labels", "regress"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +20,8 @@ class Dataset:
     """Examples and their targets, as they came: nothing is scaled here (see `Preprocessor`).
 
     `inputs` are images, (N, H, W) or (N, H, W, C), uint8 or float32; or features, (N, D) float32.
-    `targets` are class numbers, (N,) int64, that index `classes`; or numbers to predict, (N,) or (N, T) float32.
+    `targets` are class numbers, (N,) int64, that index `classes`; 0 and 1 for each of several labels, (N, T) float32;
+    or numbers to predict, (N,) or (N, T) float32.
     `rows` are the examples' places in the source (None: all of them, in order), so that an example of a split can still
     be named; `files` are the source's file names, where it has one for each example. `notes` say what a reader of the
     source decided and the user should know.
@@ -60,6 +61,17 @@ class Dataset:
     @property
     def is_image(self) -> bool:
         return self.inputs.dim() > 2
+
+    @property
+    def strata(self) -> Tensor | None:
+        """(N,) int64: what a split keeps in proportion. Classes; of several labels each example's rarest, 0: none."""
+        if self.task == "classify":
+            return self.targets
+        if self.task == "regress":
+            return None
+        given = self.targets > 0.5
+        rarest_first = given.sum(0).argsort(stable=True)
+        return torch.where(given.any(1), 1 + given[:, rarest_first].int().argmax(1), 0)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -113,6 +125,8 @@ class Dataset:
             what = f"examples of {_count(self.inputs.shape[1], 'feature')}"
         if self.classes is not None:
             goal = _count(len(self.classes), "class")
+        elif self.task == "labels":
+            goal = _count(self.targets.shape[1], "yes/no label")
         else:
             goal = _count(1 if self.targets.dim() == 1 else self.targets.shape[1], "real-valued target")
         return f"{self.name}: {len(self):,} {what}, {goal}"
@@ -133,6 +147,13 @@ class Dataset:
                 raise DataError(
                     f"{self.name} has {present:,} classes for {n:,} examples, fewer than two each",
                     hint="give more examples; for regression store the targets as floats",
+                )
+        elif self.task == "labels":
+            same = (self.targets == self.targets[0]).all(0).nonzero()[:, 0].tolist()
+            if same:
+                raise DataError(
+                    f"{self.name}: label {(self.target_names or ())[same[0]]!r} is the same in every row",
+                    hint="leave it out, or give rows of both kinds",
                 )
         elif (self.targets == self.targets[0]).all():
             raise DataError(f"{self.name}: all targets are the same number", hint="check which array holds the targets")

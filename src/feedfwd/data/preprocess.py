@@ -22,26 +22,33 @@ class Goal:
 
     task: Task
     classes: tuple[str, ...] | None
+    target_names: tuple[str, ...] | None
     target_mean: Tensor | None  # () or (T,), for regression
     target_std: Tensor | None
 
     @property
     def outputs(self) -> int:
-        """How many numbers the network gives for an example: classes, or targets."""
+        """How many numbers the network gives for an example: classes, labels, or targets."""
         if self.classes is not None:
             return len(self.classes)
+        if self.task == "labels":
+            return len(self.target_names or ())
         return 1 if self.target_mean is None or self.target_mean.dim() == 0 else len(self.target_mean)
 
     def targets(self, data: Dataset) -> Tensor:
-        """What the loss compares with: (N,) class numbers by the training classes, or standardised numbers."""
+        """What the loss compares with: (N,) class numbers by the training classes, (N, T) labels as 0 and 1, or
+        standardised numbers.
+        """
         if data.task != self.task:
-            kinds = {"classify": "classes", "regress": "real numbers"}
+            kinds = {"classify": "classes", "labels": "several labels", "regress": "real numbers"}
             raise DataError(
                 f"{data.name} has {kinds[data.task]} as targets, but the model was trained on {kinds[self.task]}",
                 hint="store y as whole numbers or names for classes, as floats for real numbers",
             )
         if self.classes is not None:
             return data.recode(self.classes).targets
+        if self.task == "labels":
+            return data.targets
         assert self.target_mean is not None and self.target_std is not None
         if data.targets.shape[1:] != self.target_mean.shape:
             raise DataError(

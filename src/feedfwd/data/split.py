@@ -1,4 +1,4 @@
-"""Splitting a data set by seed: every class in proportion, and no class lost from training."""
+"""Splitting a data set by seed: every class or label in proportion, and no class lost from training."""
 
 from dataclasses import replace
 
@@ -14,7 +14,8 @@ from feedfwd.errors import DataError
 def split(dataset: Dataset, fraction: float, seed: int, stratify: bool = True) -> tuple[Dataset, Dataset]:
     """(rest, part): `part` holds round(fraction·N) examples; `rows` of both say which.
 
-    With `stratify` each class gives its share, and one example of each class always stays in `rest`.
+    With `stratify` each class gives its share, and one example of each class always stays in `rest`; of several labels
+    the rarest that an example has stands for its class.
 
     >>> data = Dataset("d", torch.rand(100, 2), torch.arange(100) % 10, "classify", tuple("0123456789"))
     >>> rest, part = split(data, 0.2, seed=0)
@@ -31,8 +32,8 @@ def split(dataset: Dataset, fraction: float, seed: int, stratify: bool = True) -
     generator = torch.Generator().manual_seed(derived_seed(seed, 1))
     order = torch.randperm(n, generator=generator)
     notes = dataset.notes
-    if stratify and dataset.task == "classify":
-        order, first = _by_class(order, dataset.targets)
+    if stratify and (strata := dataset.strata) is not None:
+        order, first = _by_class(order, strata)
         pool = order[~first]  # one example of each class stays
         if len(pool) == 0:
             raise DataError(f"every class of {dataset.name} has one example only", hint="give more examples")
@@ -59,8 +60,8 @@ def fold(dataset: Dataset, folds: int, index: int, seed: int) -> tuple[Dataset, 
     if not 2 <= folds <= n or not 0 <= index < folds:
         raise DataError(f"fold {index} of {folds} from {n} examples of {dataset.name}", hint=f"folds are 2 to {n}")
     order = torch.randperm(n, generator=torch.Generator().manual_seed(derived_seed(seed, 2)))
-    if dataset.task == "classify":
-        order, _ = _by_class(order, dataset.targets)
+    if (strata := dataset.strata) is not None:
+        order, _ = _by_class(order, strata)
     number = torch.empty(n, dtype=torch.int64)
     number[order] = torch.arange(n) % folds  # class after class, dealt out like cards
     return dataset.subset((number != index).nonzero()[:, 0]), dataset.subset((number == index).nonzero()[:, 0])
@@ -104,8 +105,10 @@ def _every(n: int, size: int, offset: float) -> Tensor:
 
 
 def _rare(dataset: Dataset) -> tuple[str, ...]:
-    counts = dataset.targets.bincount(minlength=len(dataset.classes or ())).tolist()
-    names = [name for name, count in zip(dataset.classes or (), counts, strict=True) if count == 1]
+    if dataset.classes is None:
+        return ()
+    counts = dataset.targets.bincount(minlength=len(dataset.classes)).tolist()
+    names = [name for name, count in zip(dataset.classes, counts, strict=True) if count == 1]
     if not names:
         return ()
     listing = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

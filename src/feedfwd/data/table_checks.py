@@ -17,29 +17,32 @@ def leaks(train: TableData) -> list[str]:
     n = min(len(train), MOST_ROWS)
     if n < 50:
         return []
-    y_N = train.targets[:n].numpy()
-    if y_N.ndim > 1:
-        y_N = y_N[:, 0]
+    y_NT = train.targets[:n].reshape(n, -1).numpy()
+    if train.task == "regress":
+        y_NT = y_NT[:, :1]
     known = np.random.default_rng(0).permutation(n) < n // 2
     notes = []
     for name, values in zip(train.frame.columns, train.inputs[:n].numpy().T, strict=True):
-        told = _told(values, y_N, known, train.classes is not None)
-        if told >= TELLS_ALL:
+        cells = _cells(values)
+        for t, y_N in enumerate(y_NT.T):
+            told = _told(cells, y_N if train.task == "regress" else y_N.astype(np.int64), known)
+            if told < TELLS_ALL:
+                continue
+            which = "the target" if y_NT.shape[1] == 1 else repr((train.target_names or ())[t])
             notes.append(
-                f"column {name!r} alone tells {100 * told:.1f} % of the target: will it be known when you predict? "
+                f"column {name!r} alone tells {100 * told:.1f} % of {which}: will it be known when you predict? "
                 f"(else: --set data.drop={name!r})"
             )
     return notes
 
 
-def _told(values_N: np.ndarray, y_N: np.ndarray, known_N: np.ndarray, classify: bool) -> float:
-    """The share of the errors (or of the squared error) of a constant answer that cells of this column take away."""
-    cell_N = _cells(values_N)
+def _told(cell_N: np.ndarray, y_N: np.ndarray, known_N: np.ndarray) -> float:
+    """The share of a constant answer's errors (squared, but for whole numbers) that a column's cells take away."""
     size = int(cell_N.max()) + 1
     here, there = cell_N[known_N], cell_N[~known_N]
     y_here, y_there = y_N[known_N], y_N[~known_N]
     counts = np.bincount(here, minlength=size)
-    if classify:
+    if np.issubdtype(y_N.dtype, np.integer):
         classes = int(y_N.max()) + 1
         if size * classes > 50_000_000:
             return 0.0

@@ -19,7 +19,7 @@ from torch import Tensor
 from feedfwd.data.columns import Kind, share
 from feedfwd.data.dataset import Dataset, Task
 from feedfwd.data.preprocess import Goal, moments
-from feedfwd.data.tables import TableData, fitted, read_inputs
+from feedfwd.data.tables import NoYes, TableData, fitted, read_inputs
 from feedfwd.errors import DataError
 
 if TYPE_CHECKING:
@@ -83,12 +83,13 @@ class TablePreprocessor(Goal):
     target_names: tuple[str, ...] | None = None
     target_mean: Tensor | None = None
     target_std: Tensor | None = None
+    answers: tuple[NoYes, ...] | None = None  # of several labels
 
     @classmethod
     def fit(cls, train: TableData) -> "TablePreprocessor":
         train.check_trainable()
         mean, std = moments(train.targets) if train.task == "regress" else (None, None)
-        goal = {"classes": train.classes, "target_names": train.target_names}
+        goal = {"classes": train.classes, "target_names": train.target_names, "answers": train.answers}
         return cls.learn(train.frame, train.kinds, task=train.task, target_mean=mean, target_std=std, **goal)
 
     @classmethod
@@ -191,6 +192,7 @@ class TablePreprocessor(Goal):
             "target_names": self.target_names,
             "target_mean": None if self.target_mean is None else self.target_mean.tolist(),
             "target_std": None if self.target_std is None else self.target_std.tolist(),
+            "answers": self.answers,
         }
         return json.dumps(plain, indent=1, ensure_ascii=False)
 
@@ -211,6 +213,7 @@ class TablePreprocessor(Goal):
             names("target_names"),
             tensor("target_mean"),
             tensor("target_std"),
+            None if plain.get("answers") is None else tuple((no, yes) for no, yes in plain["answers"]),
         )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from feedfwd.data.columns import Kind, as_names, check_names, clean, convert, share, typed
+from feedfwd.data.columns import BOOLEANS, Kind, Typed, as_names, check_names, clean, convert, share, typed
 from feedfwd.data.dataset import Dataset, Task
 from feedfwd.data.table_files import as_rows
 from feedfwd.errors import DataError
@@ -20,9 +20,16 @@ if TYPE_CHECKING:
 TARGET_NAMES = ("target", "label", "class", "y")
 FEW_VALUES = 20  # whole numbers of so few values are classes
 SKEWED = 10.0  # commonest to rarest class, from which on it is said
+YES = ("true", "yes", "t", "y", "1")  # of two names that stand for no and yes
 IDENTIFIERS = 20  # rows from which on names that never repeat are taken for identifiers
 
 Wanted = Literal["auto", "classify", "regress"]
+NoYes = tuple[str, str]  # a label's two values, as the table has them
+
+
+def asked(task: Task) -> Wanted:
+    """What to ask of another table of the same task."""
+    return "regress" if task == "regress" else "classify"
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,13 +37,15 @@ class TableData(Dataset):
     """Rows with named columns.
 
     `frame` has the columns to predict from, cleaned and typed: Float64 without NaN, String, or Datetime, null where a
-    cell is missing; `kinds` says which is which. `by` is the column that a split goes by, where one was named. `inputs`
+    cell is missing; `kinds` says which is which. `answers` are the two values of each target, where these are several
+    labels. `by` is the column that a split goes by, where one was named. `inputs`
     are the same cells as numbers, (N, C) float64: not what a network sees (see `TablePreprocessor`) but what tells
     equal rows and equal files.
     """
 
     frame: Any = None  # polars.DataFrame; typed loosely so that importing this module costs nothing
     kinds: dict[str, Kind] = field(default_factory=dict)
+    answers: tuple[NoYes, ...] | None = None
     by: Any = None  # polars.Series | None
 
     def subset(self, indices: Tensor) -> "TableData":
@@ -63,11 +72,13 @@ def load_table(
     drop: Sequence[str] = (),
     by: str | None = None,
     kinds: dict[str, Kind] | None = None,
+    answers: Sequence[NoYes] | None = None,
     name: str | None = None,
 ) -> TableData:
     """A labelled table from a file or a frame. `by` names the column of a split by time or group: no input then.
 
-    `kinds` are those of the training table, where there is one: its columns are read in its types and no other is kept.
+    `kinds` are those of the training table, where there is one: its columns are read in its types and no other is kept;
+    and `answers` those of its labels.
     DataError for what can't be used: a column that isn't there, a table without targets.
     """
     where = name or (Path(source).name if isinstance(source, str | Path) else "the table")
@@ -84,7 +95,12 @@ def load_table(
         if by in target:
             raise DataError(f"--split goes by {by!r}, which is the target", hint="split by another column")
     frame, places = _with_target(frame, target, where, notes)
-    values, goal, classes = _targets(frame, target, task, where, notes)
+    goal: Task
+    if len(target) > 1:
+        values, goal, answers = _several(frame, target, task, answers, where, notes)
+        classes = None
+    else:
+        values, goal, classes = _target(frame, target[0], task, where, notes)
     kept = [n for n in frame.columns if n not in {*target, *drop, by}]
     order = None if by is None else _order(frame[by], where)
     if kinds is None:
@@ -107,6 +123,7 @@ def load_table(
         notes=tuple(notes),
         frame=inputs,
         kinds=kinds,
+        answers=None if answers is None else tuple(answers),
         by=order,
     )
 
@@ -182,21 +199,101 @@ def _with_target(
     return kept.drop("\u200brow"), kept["\u200brow"].to_numpy().astype(np.int64)
 
 
-def _targets(
-    frame: "polars.DataFrame", target: list[str], task: Wanted, where: str, notes: list[str]
+def _several(
+    frame: "polars.DataFrame",
+    target: list[str],
+    task: Wanted,
+    known: Sequence[NoYes] | None,
+    where: str,
+    notes: list[str],
+) -> tuple[Tensor, Task, Sequence[NoYes] | None]:
+    """Several targets (N, T): all yes or no, as 0 and 1 with what says so, or all numbers. `known` is from training."""
+    found = [typed(frame[name]) for name in target]
+    names = [_names(frame[name], column) for name, column in zip(target, found, strict=True)]
+    pairs: Sequence[NoYes | None] = known or [
+        _no_yes(column, words) for column, words in zip(found, names, strict=True)
+    ]
+    labels = [pair for pair in pairs if pair is not None]
+    if task != "regress" and len(labels) == len(target):
+        if known is None:
+            _say_labels(target, labels, names, notes)
+        columns = [_as_label(words, pair, where) for words, pair in zip(names, labels, strict=True)]
+        return torch.from_numpy(np.stack(columns, 1)), "labels", labels
+    if task == "classify" or any(column.kind != "number" for column in found):
+        holds = [_holds(column, pair) for column, pair in zip(found, pairs, strict=True)]
+        odd = next((t for t in range(1, len(target)) if holds[t] != holds[0]), 0)
+        shown = "; ".join(f"{target[t]!r} holds {holds[t]}" for t in sorted({0, odd}))
+        wanted = {"auto": "all numbers or all yes or no", "classify": "yes or no each", "regress": "all numbers"}[task]
+        raise DataError(
+            f"{where}: several targets have to be {wanted}: {shown}", hint="predict the others by themselves"
+        )
+    return _values(np.stack([c.values.to_numpy() for c in found], 1), target, where), "regress", None
+
+
+def _names(column: "polars.Series", found: Typed) -> "polars.Series":
+    """A target's cells as names; Yes, yes and YES are one."""
+    import polars
+
+    if found.kind == "number":
+        return as_names(found.values)
+    text = column.cast(polars.String)
+    lower = text.str.to_lowercase()
+    return lower if any(set(lower.drop_nulls().unique().to_list()) <= pair for pair in BOOLEANS) else text
+
+
+def _no_yes(column: Typed, names: "polars.Series") -> NoYes | None:
+    """What says no and what says yes in a target of two values, the later one where nothing tells; None: no label."""
+    if names.null_count():
+        return None
+    found = set(names.unique().to_list())
+    if column.kind == "number":
+        return ("0", "1") if found <= {"0", "1"} else None
+    if column.kind != "category" or len(found) != 2:
+        return None
+    no, yes = sorted(found, key=lambda name: (name in YES, name))
+    return no, yes
+
+
+def _as_label(names: "polars.Series", pair: NoYes, where: str) -> np.ndarray:
+    no, yes = pair
+    strange = names.filter(names.is_null() | ~names.is_in([no, yes]))
+    if len(strange):
+        raise DataError(
+            f"{where}: target {names.name!r} has {strange[0]!r}, which is neither {no!r} nor {yes!r}",
+            hint="give it in the form of the training table",
+        )
+    return (names == yes).to_numpy().astype(np.float32)
+
+
+def _holds(column: Typed, pair: NoYes | None) -> str:
+    if pair is not None:
+        return "yes or no"
+    if column.kind == "category":
+        n = column.values.n_unique()
+        return f"{n:,} names" if n > 1 else "one name only"
+    return f"{column.kind}s"
+
+
+def _say_labels(target: list[str], pairs: list[NoYes], names: list["polars.Series"], notes: list[str]) -> None:
+    """Which of two names counts as yes, where that was but guessed, and which labels are rare."""
+    told = [f"{name}={yes}" for name, (_, yes) in zip(target, pairs, strict=True) if yes not in YES]
+    if told:
+        notes.append(f"what counts as yes: {', '.join(told)}")
+    counts = [int((words == yes).sum()) for words, (_, yes) in zip(names, pairs, strict=True)]
+    n = len(names[0])
+    uneven = [t for t, count in enumerate(counts) if max(count, n - count) >= SKEWED * min(count, n - count)]
+    if uneven:
+        shown = ", ".join(f"{target[t]} is yes in {share(counts[t], n)}" for t in uneven[:5])
+        more = f" and {len(uneven) - 5} more" if len(uneven) > 5 else ""
+        notes.append(f"labels are uneven: {shown} of the rows{more}: see macro F1")
+
+
+def _target(
+    frame: "polars.DataFrame", name: str, task: Wanted, where: str, notes: list[str]
 ) -> tuple[Tensor, Task, tuple[str, ...] | None]:
     import polars
 
-    found = [typed(frame[name]) for name in target]
-    if len(target) > 1:
-        for name, column in zip(target, found, strict=True):
-            if column.kind != "number" or task == "classify":
-                raise DataError(
-                    f"{where}: several targets have to be numbers, and {name!r} holds {column.kind} values",
-                    hint="predict classes one column at a time",
-                )
-        return _values(np.stack([c.values.to_numpy() for c in found], 1), target, where), "regress", None
-    name, column = target[0], found[0]
+    target, column = [name], typed(frame[name])
     if column.kind == "number" and column.values.null_count():  # infinite, or no number after all
         raise DataError(
             f"{where}: target {name!r} has {column.values.null_count():,} cells that are no finite numbers "

@@ -1,4 +1,4 @@
-"""Scores where a text may have several labels, each with a probability of its own."""
+"""Scores where an example may have several labels, each with a probability of its own."""
 
 # N examples, C labels
 
@@ -9,8 +9,10 @@ import numpy as np
 
 from feedfwd.errors import DataError
 from feedfwd.evaluate.arrays import Floats
+from feedfwd.evaluate.intervals import wilson_interval
 from feedfwd.evaluate.metrics import FEW_CLASSES, auroc
 
+RESAMPLES = 1000
 ROWS = 30  # labels in the table; beyond, those with the lowest F1
 
 
@@ -18,8 +20,8 @@ def label_scores(probabilities: Floats, targets: Floats) -> dict[str, float]:
     """Scores by name, from (N, C) probabilities and as many 0 and 1. A label is given from a probability of ½ on.
 
     - micro_f1: F1 of all decisions together; macro_f1: mean of the labels' F1, over those that occur or are given
-    - exact: share of the texts whose labels are all right
-    - log_loss: nats a text, summed over its labels
+    - exact: share of the examples whose labels are all right (subset accuracy)
+    - log_loss: nats an example, summed over its labels
     - auroc: mean of the labels', up to 20 of them
 
     >>> label_scores(np.array([[0.9, 0.2], [0.4, 0.8]]), np.array([[1, 0], [1, 1]]))["exact"]
@@ -45,17 +47,19 @@ def label_scores(probabilities: Floats, targets: Floats) -> dict[str, float]:
 
 
 def label_details(probabilities: Floats, targets: Floats, classes: Sequence[str], *, seed: int = 0) -> dict[str, Any]:
-    """What a report shows: a 95 % interval of micro F1 from resampled texts, and each label's precision and recall."""
+    """What a report shows: 95 % intervals, of F1 from resampled examples; and how each label does by itself.
+
+    The baseline is giving every label to every example, which no constant answer beats in F1.
+    """
     p_NC, y_NC = _checked(probabilities, targets)
     given_NC, true_NC = p_NC >= 0.5, y_NC > 0.5
     right_C, wrong_C = _counts(given_NC, y_NC)
     f1_C = _f1(right_C, wrong_C)
-    right_N, wrong_N = (given_NC & true_NC).sum(1), (given_NC != true_NC).sum(1)
-    draws = np.random.default_rng(seed).integers(len(y_NC), size=(1000, len(y_NC))) if len(y_NC) <= 20_000 else None
-    intervals = {}
-    if draws is not None:
-        resampled = _f1(right_N[draws].sum(1), wrong_N[draws].sum(1))
-        intervals["micro_f1"] = [float(q) for q in np.quantile(resampled, [0.025, 0.975])]
+    exact = int((given_NC == true_NC).all(1).sum())
+    intervals = {"exact": list(wilson_interval(exact, len(y_NC)))}
+    if len(y_NC) <= 20_000:
+        intervals |= _f1_intervals(given_NC, true_NC, seed)
+    always_C = _f1(*_counts(np.ones_like(given_NC), y_NC))
     shown = np.arange(len(classes))
     if len(classes) > ROWS:
         shown = np.argsort(np.where(true_NC.any(0), f1_C, 2), kind="stable")[:ROWS]
@@ -64,6 +68,7 @@ def label_details(probabilities: Floats, targets: Floats, classes: Sequence[str]
         "n": len(y_NC),
         "classes": list(classes),
         "intervals": intervals,
+        "baseline": {"macro_f1": float(always_C.mean())},
         "per_class": [
             {
                 "class": classes[c],
@@ -71,10 +76,28 @@ def label_details(probabilities: Floats, targets: Floats, classes: Sequence[str]
                 "precision": float(right_C[c] / max(given_NC[:, c].sum(), 1)),
                 "recall": float(right_C[c] / max(true_NC[:, c].sum(), 1)),
                 "f1": float(f1_C[c]),
+                "accuracy": float((given_NC[:, c] == true_NC[:, c]).mean()),
+                "auroc": auroc(p_NC[:, c], true_NC[:, c]) if 0 < true_NC[:, c].sum() < len(y_NC) else None,
             }
             for c in shown.tolist()
         ],
     }
+
+
+def _f1_intervals(given_NC: np.ndarray, true_NC: np.ndarray, seed: int) -> dict[str, list[float]]:
+    """Bootstrap: how often each example is drawn, times what it adds to the counts of its labels."""
+    n, labels = given_NC.shape
+    adds = np.concatenate([given_NC & true_NC, given_NC != true_NC], 1).astype(np.float32)
+    generator = np.random.default_rng(seed)
+    drawn = []
+    for _ in range(RESAMPLES):
+        times_N = np.bincount(generator.integers(n, size=n), minlength=n).astype(np.float32)
+        drawn.append(times_N @ adds)
+    right_BC, wrong_BC = np.split(np.stack(drawn), [labels], axis=1)
+    occurs_BC = right_BC + wrong_BC > 0
+    macro_B = np.where(occurs_BC, _f1(right_BC, wrong_BC), 0).sum(1) / np.maximum(occurs_BC.sum(1), 1)
+    found = {"micro_f1": _f1(right_BC.sum(1), wrong_BC.sum(1)), "macro_f1": macro_B}
+    return {name: [float(q) for q in np.quantile(values, [0.025, 0.975])] for name, values in found.items()}
 
 
 def _checked(probabilities: Floats, targets: Floats) -> tuple[Floats, Floats]:

@@ -109,7 +109,7 @@ class Tabular(nn.Module):
     small ensemble in one network (TabM-mini, Gorishniy et al. 2024, arXiv 2410.24210): each member multiplies the
     embedded row by a vector of its own and has a head of its own, the layers between are shared. In training such a
     network gives every member's outputs, (N, K, O), each to be trained by itself; in evaluation their mean: of values,
-    or of probabilities as logits where `classify`.
+    or of probabilities as logits where `classify`, each output by itself where `several` labels are learnt.
 
     >>> model = Tabular([[0.0, 1.0]] * 2, plain=1, categories=[5], hidden=[8], outputs=3, members=4)
     >>> rows = torch.tensor([[0.2, 0.9, 1.0, 4.0]])
@@ -129,13 +129,14 @@ class Tabular(nn.Module):
         width: int = 16,
         members: int = 1,
         classify: bool = True,
+        several: bool = False,
         **options: Any,
     ) -> None:
         super().__init__()
         if options.get("init") == "mup":
             raise ConfigError("ffn.init=mup is for arrays and images, and this is a table", hint="leave it out")
         self.counts = len(edges), plain, len(categories)
-        self.members, self.classify = members, classify
+        self.members, self.classify, self.several = members, classify, several
         self.numbers: nn.Module
         match numbers if edges else "plain":
             case "piecewise":
@@ -180,7 +181,7 @@ class Tabular(nn.Module):
         out_NKO = out_NKO.float()
         if not self.classify:
             return out_NKO.mean(1)
-        if out_NKO.shape[2] == 1:
+        if self.several or out_NKO.shape[2] == 1:
             return out_NKO.sigmoid().mean(1).logit(eps=1e-7)
         return out_NKO.log_softmax(2).logsumexp(1) - math.log(self.members)
 

@@ -5,16 +5,15 @@ import io
 import json
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from feedfwd.checkpoint import Run, write_text
 from feedfwd.config import FitConfig, parse
 from feedfwd.data.dataset import Dataset
 from feedfwd.data.readers import load, load_inputs
 from feedfwd.data.table_preprocess import TablePreprocessor
-from feedfwd.data.tables import TableData, load_table
+from feedfwd.data.tables import TableData, asked, load_table
 from feedfwd.errors import ConfigError
-from feedfwd.evaluate.evaluate import details
 from feedfwd.recipes.console import Listener
 from feedfwd.recipes.labelled import evaluate_labelled, predict_labelled
 from feedfwd.recipes.predictor import Predictor
@@ -52,12 +51,16 @@ def evaluate_run(
         listener.say(f"note: {note}")
     answers = predictor.answers(x)
     scores = predictor.scores(answers, data)
-    known = data if predictor.classes is None else data.recode(predictor.classes)
-    found = details(answers, known.targets, classes=predictor.classes)["intervals"]
+    shown = predictor.details(answers, data)
+    found = shown["intervals"]
     listener.say(f"{path} on {name}, n={len(data):,}")
     for key, value in scores.items():
         around = f"  (95 %: {interval(key, found[key], len(data))})" if key in found else ""
         listener.say(f"  {word(key).label:<24}{score(key, value, len(data))}{around}")
+    if predictor.labels is not None:
+        for row in shown["per_class"]:
+            of = ", ".join(f"{word(k).label} {score(k, row[k], len(data))}" for k in ("f1", "accuracy", "auroc"))
+            listener.say(f"  {row['class']}: {of}; yes in {row['n']:,}")
     return scores
 
 
@@ -65,8 +68,8 @@ def _labelled(predictor: Predictor, source: str, data_dir: Path | None) -> Datas
     """A labelled source of the kind that the run was trained on."""
     found = predictor.preprocess
     if isinstance(found, TablePreprocessor):
-        task: Literal["classify", "regress"] = "regress" if found.classes is None else "classify"
-        return load_table(source, found.target_names or (), task=task, kinds=found.kinds)
+        names, task = found.target_names or (), asked(found.task)
+        return load_table(source, names, task=task, kinds=found.kinds, answers=found.answers)
     train, test = load(source, data_dir=data_dir)
     return test or train
 
@@ -101,7 +104,10 @@ def predict_run(path: Path, source: str, out: Path | None, listener: Listener, *
     rows = []
     for i, answer in enumerate(answers):
         row: dict[str, Any] = {"example": files[i] if files is not None else i}
-        if predictor.classes is None:
+        if predictor.labels is not None:
+            for name, given, p in zip(predictor.labels.classes, predictor.named(answer), answer, strict=True):
+                row |= {name: str(given), f"{name} probability": round(float(max(p, 1 - p)), 6)}
+        elif predictor.classes is None:
             values = answer.tolist() if answer.ndim else [float(answer)]
             names = predictor.preprocess.target_names or tuple(f"target {t}" for t in range(len(values)))
             row |= dict(zip(names if len(values) > 1 else ("prediction",), values, strict=True))

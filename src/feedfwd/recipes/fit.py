@@ -14,7 +14,6 @@ from feedfwd.data.table_preprocess import TablePreprocessor
 from feedfwd.data.tables import TableData
 from feedfwd.errors import RunError
 from feedfwd.evaluate import tables
-from feedfwd.evaluate.evaluate import details
 from feedfwd.recipes import environment
 from feedfwd.recipes.console import Listener, Silent
 from feedfwd.recipes.engine import engine, way
@@ -110,7 +109,7 @@ class Fitting(Training):
             gradients=way_to_gradients.gradients,
         )
         self.p = prepared
-        self.watched = "rmse" if prepared.predictor.classes is None else "log_loss"
+        self.watched = "rmse" if prepared.predictor.task == "regression" else "log_loss"
         self.stopping = (
             EarlyStopping(c.train.patience, mode="min") if c.train.patience and prepared.validation else None
         )
@@ -122,7 +121,7 @@ class Fitting(Training):
 
     def run_updates(self) -> None:
         """All updates; then the network holds the weights to keep, and no test example has been looked at."""
-        self.begin(self._task(), {name: len(part.data) for name, part in parts_of(self.p).items()})
+        self.begin(self.p.predictor.task, {name: len(part.data) for name, part in parts_of(self.p).items()})
         self.updates()
 
     @property
@@ -180,19 +179,17 @@ class Fitting(Training):
 
     # --- what is said and left behind -------------------------------------------------------------------------------
 
-    def _task(self) -> str:
-        classes = self.p.predictor.classes
-        return "regression" if classes is None else "binary" if len(classes) == 2 else "multiclass"
-
     def _about_table(self, test: TableData) -> dict[str, Any]:
         """The neighbours on the same split, and what the network makes of the columns."""
         p, preprocess = self.p, self.p.predictor.preprocess
         assert isinstance(preprocess, TablePreprocessor)
         held = [p.train, *([p.validation] if p.validation is not None else [])]
         x = torch.cat([part.inputs for part in held]).cpu()
-        known = [part.targets if preprocess.classes is not None else part.data.targets for part in held]
-        x_test = p.test.inputs.cpu()
-        others = tables.neighbours(preprocess, x, torch.cat(known).cpu(), x_test, test)
+        known = [part.data.targets if preprocess.task == "regress" else part.targets for part in held]
+        x_test, y = p.test.inputs.cpu(), torch.cat(known).cpu()
+        if alone := tables.left_out(preprocess, x, y):
+            self.listener.say(f"no simpler models beside it: {alone}")
+        others = [] if alone else tables.neighbours(preprocess, x, y, x_test, test)
         main = next(iter(others[0]["scores"])) if others else ""
         for other in others:
             score_said = score(main, other["scores"][main], len(test))
@@ -203,6 +200,7 @@ class Fitting(Training):
         top = [row["column"] for row in ranked]
         return {
             "neighbours": others,
+            "alone": alone,
             "importance": ranked,
             "dependence": tables.dependence(preprocess, p.predictor.answers, test, top),
         }
@@ -214,19 +212,12 @@ class Fitting(Training):
             scores["validation"] = self.scores(p.validation)[1]
         answers, scores["test"] = self.scores(p.test)
         test = p.test.data
-        shown = details(
-            answers,
-            test.targets if predictor.classes is None else test.recode(predictor.classes).targets,
-            classes=predictor.classes,
-            images=_pictures(test.inputs) if test.is_image else None,
-            indices=None if test.rows is None else test.rows.numpy(),
-            names=test.target_names if predictor.classes is None else None,
-        )
+        shown = predictor.details(answers, test, _pictures(test.inputs) if test.is_image else None)
         self.run.save_model(p.model.state_dict())
         examples = self.step * p.examples_per_update
         result: dict[str, Any] = {
             "format": FORMAT,
-            "task": self._task(),
+            "task": predictor.task,
             "source": p.config.source,
             **scores,
             "sizes": {name: len(part.data) for name, part in parts_of(self.p).items()},
@@ -237,7 +228,7 @@ class Fitting(Training):
             "flops": p.model.flops,
             "seed": p.config.seed,
             "notes": p.notes,
-            "command": command(p.config),
+            "command": command(p.config, p.usual),
             "gradients": way(p),
             "environment": environment.describe(p.device, p.precision),
             "test_details": shown,

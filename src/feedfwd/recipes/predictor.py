@@ -1,6 +1,7 @@
 """A trained network together with what turns raw inputs into its inputs and its outputs into answers."""
 
 import warnings
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from feedfwd.data.dataset import Dataset
 from feedfwd.data.preprocess import Preprocessor
 from feedfwd.data.table_preprocess import TablePreprocessor, from_json
 from feedfwd.errors import DataError, RunError
+from feedfwd.evaluate.evaluate import Pictures, details
 from feedfwd.evaluate.metrics import classification_scores, regression_scores
 from feedfwd.models.mlp import MLP
 from feedfwd.models.tabular import Tabular
+from feedfwd.recipes.goals import SeveralLabels
 from feedfwd.recipes.verbs import opened
 
 CHUNK = 4096  # examples at a time: large enough to be fast, small enough for any memory
@@ -24,7 +27,8 @@ CHUNK = 4096  # examples at a time: large enough to be fast, small enough for an
 
 def build_model(config: FitConfig, preprocess: Preprocessor | TablePreprocessor) -> MLP | Tabular:
     """The network that the settings describe, for the data that `preprocess` was fitted to."""
-    outputs = 1 if config.loss.name == "binary_cross_entropy" else preprocess.outputs
+    several = preprocess.task == "labels"
+    outputs = 1 if config.loss.name == "binary_cross_entropy" and not several else preprocess.outputs
     m, f = config.model, config.ffn
     options: dict[str, Any] = {
         "activation": f.activation,
@@ -49,7 +53,8 @@ def build_model(config: FitConfig, preprocess: Preprocessor | TablePreprocessor)
         outputs,
         numbers=m.numbers,
         members=m.members,
-        classify=preprocess.classes is not None,
+        classify=preprocess.task != "regress",
+        several=several,
         **options,
     )
 
@@ -83,6 +88,18 @@ class Predictor:
     @property
     def classes(self) -> tuple[str, ...] | None:
         return self.preprocess.classes
+
+    @cached_property
+    def labels(self) -> SeveralLabels | None:
+        """What is learnt where the targets are several labels."""
+        return SeveralLabels(self.preprocess.target_names or ()) if self.preprocess.task == "labels" else None
+
+    @property
+    def task(self) -> str:
+        """regression, binary, multiclass or labels."""
+        if self.labels is not None:
+            return self.labels.task
+        return "regression" if self.classes is None else "binary" if len(self.classes) == 2 else "multiclass"
 
     @property
     def result(self) -> dict[str, Any]:
@@ -122,8 +139,12 @@ class Predictor:
             self.model.train(training)
 
     def answers(self, x: Tensor) -> np.ndarray:
-        """For transformed inputs: probabilities (N, C), or values (N,) or (N, T) in the target's units."""
+        """For transformed inputs: probabilities (N, C), of each of several labels (N, T), or values (N,) or (N, T) in
+        the target's units.
+        """
         out = self.outputs(x).cpu()
+        if self.labels is not None:
+            return self.labels.answers(out)
         if self.classes is None:
             values = self.preprocess.restore(out)
             return (values[:, 0] if values.shape[1] == 1 else values).numpy()
@@ -133,21 +154,43 @@ class Predictor:
         return out.softmax(1).numpy()
 
     def predict_proba(self, inputs: Any) -> np.ndarray:
-        """Probabilities (N, C), one column per class, in the order of `classes`."""
-        if self.classes is None:
+        """Probabilities (N, C), one column per class, in the order of `classes`; of yes for several labels, (N, T)."""
+        if self.classes is None and self.labels is None:
             raise DataError("a regression has no class probabilities", hint="use predict")
         return self.answers(self.transform(inputs))
 
     def predict(self, inputs: Any) -> np.ndarray:
-        """Class names (N,), or values (N,) or (N, T) in the target's units, for raw inputs (N, ...)."""
+        """Class names (N,), what each of several labels is (N, T), or values (N,) or (N, T) in the target's units, for
+        raw inputs (N, ...).
+        """
         found = self.answers(self.transform(inputs))
+        if self.labels is not None:
+            return self.named(found)
         return found if self.classes is None else np.asarray(self.classes)[found.argmax(1)]
 
     def scores(self, answers: np.ndarray, data: Dataset) -> dict[str, float]:
         """All scores of the task, for what `answers` gave for a data set."""
+        if self.labels is not None:
+            return self.labels.scores(answers, data.targets)
         if self.classes is None:
             return regression_scores(answers, data.targets.numpy())
         return classification_scores(answers, data.recode(self.classes).targets.numpy())
+
+    def details(self, answers: np.ndarray, data: Dataset, images: Pictures | None = None) -> dict[str, Any]:
+        """What a report shows of a data set beside the scores."""
+        if self.labels is not None:
+            return self.labels.details(answers, data.targets)
+        indices = None if data.rows is None else data.rows.numpy()
+        if self.classes is None:
+            return details(answers, data.targets, indices=indices, names=data.target_names)
+        known = data.recode(self.classes).targets
+        return details(answers, known, classes=self.classes, images=images, indices=indices)
+
+    def named(self, answers: np.ndarray) -> np.ndarray:
+        """Probabilities of yes (N, T) as what the table's own columns say, (N, T)."""
+        assert isinstance(self.preprocess, TablePreprocessor) and self.preprocess.answers is not None
+        no_T, yes_T = (np.array(words) for words in zip(*self.preprocess.answers, strict=True))
+        return np.where(answers >= 0.5, yes_T, no_T)
 
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device

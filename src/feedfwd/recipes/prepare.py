@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from feedfwd.config import FitConfig
+from feedfwd.config_finetune import LabelLossConfig
 from feedfwd.data.augment import Deform, Mixup, Noise, Shift, chain
 from feedfwd.data.batches import TensorBatches, Transform
 from feedfwd.data.dataset import Dataset
@@ -19,11 +20,12 @@ from feedfwd.data.table_checks import leaks, shared_rows
 from feedfwd.data.table_files import FORMS as TABLES
 from feedfwd.data.table_files import is_table
 from feedfwd.data.table_preprocess import TablePreprocessor
-from feedfwd.data.tables import TableData, load_table
+from feedfwd.data.tables import TableData, asked, load_table
 from feedfwd.errors import ConfigError, DataError
 from feedfwd.models.mlp import MLP
 from feedfwd.models.mlp_fast import lacks, uncompiled_because
 from feedfwd.models.tabular import Tabular, per_member
+from feedfwd.recipes.goals import SeveralLabels
 from feedfwd.recipes.predictor import Predictor, build_model
 from feedfwd.recipes.presets import Facts, preset
 from feedfwd.train.losses import Loss, build_loss
@@ -37,12 +39,13 @@ class Part:
 
     data: Dataset
     inputs: Tensor  # (N, D) on the device
-    targets: Tensor  # class numbers (N,), or standardised values (N, T), on the device
+    targets: Tensor  # class numbers (N,), labels (N, T) as 0 and 1, or standardised values (N, T), on the device
 
 
 @dataclass
 class Prepared:
     config: FitConfig  # with the effort's preset beneath
+    usual: FitConfig  # what the effort alone gives for these data
     train: Part
     validation: Part | None
     test: Part
@@ -93,7 +96,7 @@ class Prepared:
 
 def prepare(config: FitConfig, *, resolved: bool = False) -> Prepared:
     """Load, split, scale, build. `resolved` settings come from a run and already carry their preset."""
-    config, training, validation, test, notes = parts(config, resolved=resolved)
+    config, usual, training, validation, test, notes = parts(config, resolved=resolved)
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
     device = usable_device(config.train.device)
@@ -113,6 +116,7 @@ def prepare(config: FitConfig, *, resolved: bool = False) -> Prepared:
 
     return Prepared(
         config=config,
+        usual=_checked(usual, training),
         train=part(training),
         validation=None if validation is None else part(validation),
         test=part(test),
@@ -137,6 +141,7 @@ def plain_because(config: FitConfig, model: MLP | Tabular) -> str | None:
 
 class Parts(NamedTuple):
     config: FitConfig
+    usual: FitConfig  # what the effort alone gives for these data
     train: Dataset
     validation: Dataset | None
     test: Dataset
@@ -158,15 +163,17 @@ def parts(config: FitConfig, *, resolved: bool = False) -> Parts:
             hint="leave data.folds out",
         )
     whole.check_trainable()
+    facts = Facts(
+        examples=len(whole),
+        image=min(whole.inputs.shape[1:3]) if whole.is_image else None,
+        augment=config.data.augment == "auto",
+        table=isinstance(whole, TableData),
+        regress=whole.task == "regress",
+    )
+    beneath = preset(config.effort, facts)
+    usual = FitConfig(source=config.source, effort=config.effort).over(beneath)
     if not resolved:
-        facts = Facts(
-            examples=len(whole),
-            image=min(whole.inputs.shape[1:3]) if whole.is_image else None,
-            augment=config.data.augment == "auto",
-            table=isinstance(whole, TableData),
-            regress=whole.task == "regress",
-        )
-        config = config.over(preset(config.effort, facts))
+        config = config.over(beneath)
     test_seed = config.seed if config.data.test_seed is None else config.data.test_seed
     if own_test is not None:
         rest, test = whole, own_test
@@ -184,7 +191,7 @@ def parts(config: FitConfig, *, resolved: bool = False) -> Parts:
         notes += [*leaks(rest), *shared_rows(rest, test)]
     if validation is None:
         notes.append("trained on all training examples: none is held back for validation, and nothing chosen by one")
-    return Parts(config, training, validation, test, notes)
+    return Parts(config, usual, training, validation, test, notes)
 
 
 def _loaded(config: FitConfig) -> tuple[Dataset, Dataset | None]:
@@ -202,7 +209,7 @@ def _loaded(config: FitConfig) -> tuple[Dataset, Dataset | None]:
 def _like_table(whole: TableData, source: str) -> TableData:
     """A labelled table with the targets and the columns of another."""
     names = list(whole.target_names or ())
-    return load_table(source, names, task="classify" if whole.classes else "regress", kinds=whole.kinds)
+    return load_table(source, names, task=asked(whole.task), kinds=whole.kinds, answers=whole.answers)
 
 
 def _cut(data: Dataset, fraction: float, seed: int, config: FitConfig) -> tuple[Dataset, Dataset]:
@@ -257,8 +264,14 @@ def _checked(config: FitConfig, data: Dataset) -> FitConfig:
     name = config.loss.name
     if name == "auto":
         name = "mse" if classes is None else "cross_entropy"
+        if data.task == "labels":
+            name = "binary_cross_entropy"
         config = config.with_("loss.name", name)
-    if (name in ("mse", "mae", "huber")) != (classes is None):
+    if data.task == "labels":
+        if name != "binary_cross_entropy":
+            what = f"loss.name={name} can't be used: the targets are several labels"
+            raise ConfigError(what, hint="try binary_cross_entropy")
+    elif (name in ("mse", "mae", "huber")) != (classes is None):
         task = "values" if classes is None else "classes"
         fitting = "mse, mae or huber" if classes is None else "cross_entropy, binary_cross_entropy or focal"
         raise ConfigError(f"loss.name={name} can't be used: the targets are {task}", hint=f"try {fitting}")
@@ -276,7 +289,8 @@ def _checked(config: FitConfig, data: Dataset) -> FitConfig:
         )
     weights = config.loss.class_weights
     if weights != "none" and classes is None:
-        raise ConfigError("loss.class_weights can't be used: the targets are values", hint="leave it out")
+        task = "several labels" if data.task == "labels" else "values"
+        raise ConfigError(f"loss.class_weights can't be used: the targets are {task}", hint="leave it out")
     if isinstance(weights, list) and classes is not None and len(weights) != len(classes):
         raise ConfigError(
             f"loss.class_weights has {len(weights)} numbers for {len(classes)} classes", hint="give one a class"
@@ -286,6 +300,10 @@ def _checked(config: FitConfig, data: Dataset) -> FitConfig:
 
 def _loss(config: FitConfig, data: Dataset) -> Loss:
     c = config.loss
+    if data.task == "labels":
+        goal = SeveralLabels(data.target_names or ())
+        loss = goal.loss(LabelLossConfig(label_smoothing=c.label_smoothing), data.targets)
+        return per_member(loss) if config.model.members > 1 else loss
     options: dict[str, Any] = {}
     if c.name in ("cross_entropy", "binary_cross_entropy"):
         options["label_smoothing"] = c.label_smoothing

@@ -182,15 +182,3 @@ def table(effort: str, facts: Facts) -> dict[str, Any]:
         case _:
             regress = {"ffn.dropout": 0.2, "train.epochs": epochs_for(facts.examples, shown=1_240_000, most=60)}
             return common | (regress if facts.regress else {})
-
-
-# Every setting that some preset gives: what repeats a run has to say these even where they equal their defaults.
-SETTABLE = frozenset(
-    key
-    for effort in ("quick", "standard", "best")
-    for examples in (100, FEW)
-    for image in (None, 28)
-    for augment in (True, False)
-    for is_table in (True, False)
-    for key in preset(effort, Facts(examples, image, augment, is_table))
-)

@@ -8,7 +8,6 @@ from typing import Any
 from feedfwd.config import FitConfig, Settings
 from feedfwd.recipes.engine import way
 from feedfwd.recipes.prepare import Part, Prepared
-from feedfwd.recipes.presets import SETTABLE
 from feedfwd.report.words import count, duration, interval, number, score, word
 
 
@@ -68,11 +67,12 @@ def summary(result: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def command(config: FitConfig) -> str:
-    """The command that repeats a run: every setting that differs from its default or that a preset could change.
+def command(config: FitConfig, usual: FitConfig) -> str:
+    """The command that repeats a run: what differs from `usual`, which the effort alone gives for the same data.
 
-    >>> command(FitConfig(source="digits", seed=3)).startswith("feedfwd fit digits --seed 3 --set ")
-    True
+    >>> usual = FitConfig(source="digits")
+    >>> command(FitConfig(source="digits", seed=3).with_("ffn.dropout", 0.1), usual)
+    'feedfwd fit digits --seed 3 --set ffn.dropout=0.1'
     """
     words = ["feedfwd", "fit", config.source]
     for name in config.target:
@@ -81,24 +81,25 @@ def command(config: FitConfig) -> str:
         value = getattr(config, flag)
         if value != type(config).model_fields[flag].default:
             words += [f"--{flag.replace('_', '-')}", str(value)]
-    return shlex.join(words + said_sets(config, SETTABLE))
+    return shlex.join(words + said_sets(config, usual=usual))
 
 
-def said_sets(config: Settings, always: Collection[str] = ()) -> list[str]:
-    """`--set key=value` for each setting in a section that differs from its default, and for those named."""
+def said_sets(config: Settings, always: Collection[str] = (), usual: Settings | None = None) -> list[str]:
+    """`--set key=value` for each setting in a section that differs from `usual`, by default from its own default, and
+    for those named.
+    """
     sections = [(name, values) for name, values in config if isinstance(values, Settings)]
-    return [word for name, values in sections for word in _sets(name, values, always)]
+    return [word for name, values in sections for word in _sets(name, values, always, getattr(usual, name, None))]
 
 
-def _sets(prefix: str, values: Settings, always: Collection[str]) -> list[str]:
+def _sets(prefix: str, values: Settings, always: Collection[str], usual: Settings | None) -> list[str]:
     words = []
     for name, field in type(values).model_fields.items():
         value = getattr(values, name)
+        expected = field.get_default(call_default_factory=True) if usual is None else getattr(usual, name)
         if isinstance(value, Settings):
-            words += _sets(f"{prefix}.{name}", value, always)
-        elif value is not None and (
-            f"{prefix}.{name}" in always or value != field.get_default(call_default_factory=True)
-        ):
+            words += _sets(f"{prefix}.{name}", value, always, expected)
+        elif value is not None and (f"{prefix}.{name}" in always or value != expected):
             text = value if isinstance(value, str) else json.dumps(value)
             words += ["--set", f"{prefix}.{name}={text}"]
     return words

@@ -18,6 +18,9 @@ class Word:
 SCORES: dict[str, Word] = {
     "accuracy": Word("accuracy", True, "share of right answers; higher is better"),
     "macro_f1": Word("macro F1", True, "precision and recall in one, every class counting the same; higher is better"),
+    "f1": Word("F1", True, "precision and recall in one; higher is better"),
+    "micro_f1": Word("micro F1", True, "precision and recall of all labels together; higher is better"),
+    "exact": Word("all labels right", True, "share of examples without a wrong label; higher is better"),
     "auroc": Word("AUROC", False, "chance that a positive example ranks above a negative one; higher is better"),
     "log_loss": Word("log loss", False, "nats of surprise at the true class; lower is better"),
     "ece": Word("calibration error", True, "mean gap between confidence and share of right answers; lower is better"),

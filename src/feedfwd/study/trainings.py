@@ -177,6 +177,11 @@ def example_losses(score: str, answers: np.ndarray, targets: np.ndarray) -> np.n
     [0.0, 1.0]
     """
     n = np.arange(len(targets))
+    if targets.ndim > 1 and score in ("exact", "log_loss"):  # several labels
+        p = np.clip(answers.astype(np.float64), 1e-7, 1 - 1e-7)
+        if score == "exact":
+            return ((p >= 0.5) != (targets > 0.5)).any(1).astype(np.float64)
+        return -np.where(targets > 0.5, np.log(p), np.log1p(-p)).sum(1)
     match score:
         case "accuracy":
             return (answers.argmax(1) != targets).astype(np.float64)
