@@ -5,8 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -235,3 +237,15 @@ def test_other_seeds_hold_other_examples_back_and_none_of_the_test_part() -> Non
     for p in found:
         assert p.validation is not None
         assert not test & {*p.train.data.rows.tolist(), *p.validation.data.rows.tolist()}  # type: ignore[union-attr]
+
+
+def test_a_new_storage_can_be_opened_by_several_at_once(tmp_path: Path) -> None:
+    """All find no tables, one makes them: the others look again instead of failing."""
+    url, together = f"sqlite:///{tmp_path / 'new.db'}", threading.Barrier(4)
+
+    def opened(_: int) -> str:
+        together.wait()
+        return shared_module._storage(url).engine.dialect.name
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(opened, range(4))) == ["sqlite"] * 4

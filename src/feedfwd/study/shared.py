@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 BEAT, GRACE = 20, 90  # seconds between a worker's signs of life, and after which it is taken for dead
 OFTEN = 1.0  # seconds between notes of how far a training is
+ATTEMPTS = 5  # at opening a storage that others open at the same time
 PATIENCE = 5.0  # seconds in which who begins a study queues at least one more variant
 RUNGS, KEPT = (
     11,
@@ -298,16 +299,25 @@ def _rank(row: Row) -> tuple[bool, int]:
 
 
 def _storage(url: str) -> Any:
+    """optuna's storage at this URL; RunError where it can't be opened.
+
+    Two processes that begin at once both find no tables, and the later one fails to make them: it looks again.
+    """
     optuna = optuna_module()
-    try:
-        with _quietly():
-            storage = optuna.storages.RDBStorage(url, heartbeat_interval=BEAT, grace_period=GRACE)
-    except Exception as error:  # each database has its own
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise RunError(
-            f"the study's storage {url} can't be opened ({first})",
-            hint="name a database as in sqlite:///study.db or postgresql://user@host/name",
-        ) from None
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            with _quietly():
+                storage = optuna.storages.RDBStorage(url, heartbeat_interval=BEAT, grace_period=GRACE)
+            break
+        except Exception as error:  # each database has its own
+            if attempt < ATTEMPTS:
+                time.sleep(0.1 * attempt)
+                continue
+            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise RunError(
+                f"the study's storage {url} can't be opened ({first})",
+                hint="name a database as in sqlite:///study.db or postgresql://user@host/name",
+            ) from None
     if storage.engine.dialect.name == "sqlite":
         from sqlalchemy import event
 
