@@ -230,6 +230,14 @@ def test_chunked_cross_entropy_is_its_formula(z_loss: float, monkeypatch: pytest
         assert (ours - theirs).norm() < 0.02 * theirs.norm()
 
 
+def test_what_was_evaluated_can_be_trained() -> None:
+    model, ids = made(), torch.randint(0, 50, (2, 16))
+    with torch.inference_mode():
+        model(ids)
+    model(ids).sum().backward()
+    assert model.embedding.weight.grad is not None
+
+
 def test_a_hopeless_token_has_a_finite_loss() -> None:
     h, w = torch.ones(2, 1), torch.tensor([[300.0], [0.0]])
     loss = linear_cross_entropy(h, w, torch.tensor([1, 0]), torch.ones(2))

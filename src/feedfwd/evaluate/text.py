@@ -44,7 +44,7 @@ def text_scores(
     training = model.training
     model.eval()
     try:
-        with torch.no_grad(), precision.autocast():  # the model keeps tables, which inference_mode would spoil
+        with torch.inference_mode(), precision.autocast():
             for i, batch in enumerate(held_out_batches(tokens, row, batch_size, transform=masking, device=device)):
                 if i % every:
                     continue

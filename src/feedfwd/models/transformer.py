@@ -359,8 +359,9 @@ class Transformer(nn.Module):
             return None
         key = tokens, device
         if key not in self._turns:
-            positions = torch.arange(tokens, device=device)
-            self._turns = {key: tables(positions, self.head_width, self.rope_base, self.rope_scaling)}
+            with torch.inference_mode(False):  # else what an evaluation made could not be trained with
+                positions = torch.arange(tokens, device=device)
+                self._turns = {key: tables(positions, self.head_width, self.rope_base, self.rope_scaling)}
         return self._turns[key]
 
     def each_block(self) -> Iterator["Block"]:
