@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from meanings import MEANT, Lines, pairs, write
 
 import feedfwd as ff
+from feedfwd.checkpoint import Run
 from feedfwd.config import parse
 from feedfwd.config_retrieval import EmbedConfig
 from feedfwd.recipes.console import Silent
@@ -184,3 +185,15 @@ def test_a_run_is_evaluated_and_applied(place: Path, tmp_path: Path):
     (tmp_path / "texts.txt").write_text("where is akuba\ntake w0\n")
     embed_file(tmp_path / "run", str(tmp_path / "texts.txt"), tmp_path / "v.npy", said)
     np.testing.assert_array_equal(np.load(tmp_path / "v.npy"), made.encode(["where is akuba", "take w0"]))
+
+
+def test_a_run_reads_other_files_by_its_own_columns(place: Path, tmp_path: Path):
+    rows = [{"ask": row["query"], "positive": row["answer"]} for row in pairs()]
+    made = embed_config(config(write(tmp_path / "p.jsonl", rows), text="ask", train__steps=1), tmp_path / "run")
+    assert Run(tmp_path / "run").settings()["data"]["candidate"] == "positive" and made.result["steps"] == 1
+    more = [{"query": "nothing", "answer": "of it", **row} for row in rows]
+    said = Lines()
+    evaluate_pairs(tmp_path / "run", write(tmp_path / "more.jsonl", more), said, "embed")
+    assert "note: queries from column 'ask', candidates from 'positive'" in said.lines
+    evaluate_pairs(tmp_path / "run", str(place / "pairs.jsonl"), said, "embed")
+    assert "note: queries from column 'query', candidates from 'answer'" in said.lines

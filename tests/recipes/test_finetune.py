@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from meanings import Lines
 
 import feedfwd as ff
 from feedfwd.checkpoint import Run
 from feedfwd.cli import main
 from feedfwd.config_finetune import FinetuneConfig
 from feedfwd.recipes import finetune as recipe
+from feedfwd.recipes.apply import evaluate_run
 from feedfwd.recipes.interrupt import Interrupted
 
 SMALL = ["--set", "bag.buckets=4096", "--set", "bag.width=16"]
@@ -115,6 +117,27 @@ def test_minutes_are_planned_and_doubles_named(tmp_path: Path, capsys: pytest.Ca
     assert call(*argv, *SMALL) == 0
     said = capsys.readouterr().out
     assert "updates fit into 0.005 minutes" in said and "9 test texts stand in the training part too" in said
+
+
+def test_a_run_reads_other_files_by_its_own_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = table(tmp_path / "t.csv")
+    data.write_text(data.read_text().replace("text,label", "q,cat"), encoding="utf-8")
+    rows = data.read_text().splitlines()[1:]
+    more = tmp_path / "more.csv"  # whose notes are longer, and whose label is the more usual name
+    more.write_text("label,notes,q,cat\n" + "".join(f"x{i % 2},{'long ' * 40},{row}\n" for i, row in enumerate(rows)))
+    found = recipe.finetune_config(small(data, test=str(more), train__steps=40, decide__held=0), tmp_path / "run")
+    assert (Run(tmp_path / "run").settings()["text"], Run(tmp_path / "run").settings()["target"]) == ("q", "cat")
+    accuracy = found.result["test"]["accuracy"]
+    assert evaluate_run(tmp_path / "run", str(more), said := Lines())["accuracy"] == accuracy > 0.9
+    assert "note: text from column 'q', labels from 'cat'" in said.lines
+    assert evaluate_run(tmp_path / "run", str(table(tmp_path / "u.csv")), said)["accuracy"] > 0.9
+    assert any("no column 'q' and no 'cat' as in training: text from column 'text'" in s for s in said.lines)
+    predicted = []
+    for name in (data, more):
+        assert call("predict", str(tmp_path / "run"), str(name)) == 0
+        out, error = capsys.readouterr()
+        predicted.append(out)
+    assert predicted[0] == predicted[1] and "text from column 'q'" in error
 
 
 def test_a_layer_of_any_kind_serves(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_a_model_learns_which_candidate_answers(place: Path, tmp_path: Path, tin
         ranked == made.rank("where is akuba", candidates) and loaded.rank("where is akuba", candidates, 2) == ranked[:2]
     )
     assert "BM25" in (tmp_path / "run" / "report.html").read_text()
-    rows = rank_file(tmp_path / "run", write(tmp_path / "new.jsonl", judged()[:8]))
+    rows, _ = rank_file(tmp_path / "run", write(tmp_path / "new.jsonl", judged()[:8]))
     assert [row["place"] for row in rows] == [1, 2, 3, 4] * 2
     assert evaluate_pairs(tmp_path / "run", None, Lines(), "rank") == pytest.approx(result["test"], abs=1e-6)
 

@@ -53,6 +53,7 @@ class PairTable:
     judgements: tuple[Judgement, ...]
     labelled: tuple[Labelled, ...]
     what: str  # "pairs", "triplets", "judged pairs" or "labelled texts"
+    names: "Names"
     notes: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -70,9 +71,12 @@ def read_pairs(
     candidate: str | None = None,
     negative: Sequence[str] = (),
     target: str | None = None,
+    exact: bool = True,
     labelled: bool = True,
 ) -> PairTable:
     """The judgements of a file; which columns hold them is seen from their names unless said, and the notes say it.
+
+    Not `exact`, the columns are another file's: seen from the names as well where this one doesn't have them.
 
     A row has a query and a candidate, which answers it (or as much as its relevance says), and maybe texts that don't.
     Candidates, their relevances and negatives may be lists. Without candidates, with `labelled`, a row has a text and a
@@ -84,7 +88,10 @@ def read_pairs(
     if not path.exists():
         raise DataError(f"there is no file {source}", hint=f"check the path; pairs are read from {FORMS}")
     columns = read_columns(path, labelled=True)
-    names = _Names.of(path, columns, text, candidate, list(negative), target)
+    if not exact:
+        text, candidate, target = (name if name in columns else None for name in (text, candidate, target))
+        negative = [name for name in negative if name in columns]
+    names = Names.of(path, columns, text, candidate, list(negative), target)
     if names.candidate is None:
         if not labelled:
             what = f"{path} has no column of candidates (columns: {', '.join(columns)})"
@@ -94,7 +101,7 @@ def read_pairs(
 
 
 @dataclass(frozen=True)
-class _Names:
+class Names:
     """The columns of each part."""
 
     query: str
@@ -112,7 +119,7 @@ class _Names:
         candidate: str | None,
         negative: list[str],
         target: str | None,
-    ) -> "_Names":
+    ) -> "Names":
         flags = {"--text": text, "data.candidate": candidate, "--target": target}
         for flag, name in flags.items():
             if name is not None:
@@ -163,7 +170,7 @@ def _lists(values: list[Any]) -> bool:
     return any(isinstance(value, list) for value in values)
 
 
-def _judged(path: Path, columns: dict[str, list[Any]], names: _Names) -> PairTable:
+def _judged(path: Path, columns: dict[str, list[Any]], names: Names) -> PairTable:
     assert names.candidate is not None
     found: list[Judgement] = []
     blank = 0
@@ -193,10 +200,10 @@ def _judged(path: Path, columns: dict[str, list[Any]], names: _Names) -> PairTab
         notes.append(f"column {names.aside!r} holds no numbers and is left aside")
     notes += _blank(blank, "without query or candidate")
     what = "judged pairs" if names.target is not None else "triplets" if names.negatives else "pairs"
-    return PairTable(path.name, tuple(found), (), what, tuple(notes))
+    return PairTable(path.name, tuple(found), (), what, names, tuple(notes))
 
 
-def _labelled(path: Path, columns: dict[str, list[Any]], names: _Names) -> PairTable:
+def _labelled(path: Path, columns: dict[str, list[Any]], names: Names) -> PairTable:
     assert names.target is not None
     rows = [
         Labelled(row, _text(text), _text(label))
@@ -207,7 +214,7 @@ def _labelled(path: Path, columns: dict[str, list[Any]], names: _Names) -> PairT
         raise DataError(f"{path} has no row with text and label", hint="check its columns")
     note = f"texts from column {names.query!r}, labels from {names.target!r}: texts of one label answer each other"
     notes = (note, *_blank(len(rows) - len(kept), "without text or label"))
-    return PairTable(path.name, (), kept, "labelled texts", notes)
+    return PairTable(path.name, (), kept, "labelled texts", names, notes)
 
 
 def _blank(count: int, what: str) -> list[str]:

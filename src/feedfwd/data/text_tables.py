@@ -55,11 +55,14 @@ def read_table(
     *,
     text: str | None = None,
     target: str | None = None,
+    exact: bool = True,
     labelled: bool = True,
     kinds: Sequence[Kind] = KINDS,
     labels: Sequence[str] = (),
 ) -> TextTable:
     """The texts of a file and their targets; which columns hold them is guessed unless said, and the notes say it.
+
+    Not `exact`, `text` and `target` are another file's columns: guessed as well where this one doesn't have them.
 
     What a target is, one of `kinds`, is guessed as well: a column of lists or of `a;b` holds several labels a text,
     so do several columns of 0 and 1, which `labels` may name; a column of many numbers holds numbers. Without
@@ -75,11 +78,16 @@ def read_table(
         columns = dict(zip(("text", "module"), docstrings(), strict=True))
     else:
         raise DataError(f"there is no file {source}", hint=f"check the path; texts are read from {FORMS}")
+    bare = path.suffix.lower() == ".txt"  # its columns have no names
+    wanted = (text, target) if labelled else (text,)
+    absent = [] if exact else [name for name in wanted if name is not None and not _has(columns, name)]
+    text, target = (None if name in absent else name for name in (text, target))
     text_from = _text_column(path, columns, text, target)
     found, told = _targets(path, columns, text_from, target, kinds, labels) if labelled else (None, "")
     usual = text_from in TEXT_NAMES and len(columns) <= (2 if labelled else 1)
     guessed = found is not None and found.kind != "label"
-    notes = [f"text from column {text_from!r}{told}"] if guessed or not usual else []
+    why = f"there is no column {' and no '.join(map(repr, absent))} as in training: " if absent and not bare else ""
+    notes = [f"{why}text from column {text_from!r}{told}"] if why or guessed or not usual else []
     kept, blank = [], 0
     for row, value in enumerate(columns[text_from]):
         if value is None or not str(value).strip() or (found is not None and found.values[row] in (None, "")):
@@ -220,6 +228,11 @@ def _target_column(path: Path, columns: dict[str, list[Any]], text: str, said: s
             hint="say which with --target COLUMN",
         )
     return min(repeated, key=lambda name: distinct[name])
+
+
+def _has(columns: dict[str, list[Any]], said: str) -> bool:
+    """Whether there is the column, or all of several with commas between them."""
+    return said in columns or all(name.strip() in columns for name in said.split(","))
 
 
 def named_column(path: Path, columns: dict[str, list[Any]], name: str, flag: str) -> str:

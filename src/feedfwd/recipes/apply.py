@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -84,19 +85,17 @@ def predict_run(path: Path, source: str, out: Path | None, listener: Listener, *
         return
     if out is not None and out.suffix not in (".csv", ".jsonl"):
         raise ConfigError(f"--out {out} is of no known form", hint="name a .csv or .jsonl file")
-    if verb == "finetune":
-        write_rows(predict_labelled(path, source), out, listener)
-        return
-    if verb == "rank":
+    if verb in ("finetune", "rank"):
         from feedfwd.recipes.retrieved import rank_file
 
-        write_rows(rank_file(path, source), out, listener)
+        rows, told = (predict_labelled if verb == "finetune" else rank_file)(path, source)
+        tell(told)
+        write_rows(rows, out, listener)
         return
     predictor = Predictor.load(path)
     if isinstance(predictor.preprocess, TablePreprocessor):
         (x, notes), files = predictor.read(source, source), None
-        for note in notes:
-            print(f"note: {note}", file=sys.stderr)  # the answers have the screen
+        tell(notes)
     else:
         inputs, files = load_inputs(source, data_dir=data_dir)
         x = predictor.transform(inputs, source)
@@ -116,6 +115,12 @@ def predict_run(path: Path, source: str, out: Path | None, listener: Listener, *
             row |= {"prediction": predictor.classes[best], "probability": round(float(answer[best]), 6)}
         rows.append(row)
     write_rows(rows, out, listener)
+
+
+def tell(notes: Iterable[str]) -> None:
+    """Say what to know of a file where the answers have the screen."""
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def write_rows(rows: list[dict[str, Any]], out: Path | None, listener: Listener) -> None:

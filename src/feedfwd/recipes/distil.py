@@ -72,7 +72,7 @@ def taught(
     texts: Sequence[str],
     data: Dataset,
     test: Sequence[str],
-    column: str | None,
+    column: str,
 ) -> Taught:
     """Ask the teacher. Raises ConfigError or DataError for one that answers other questions, or isn't there."""
     assert config.teacher is not None
@@ -82,10 +82,11 @@ def taught(
     others: list[str] = []
     notes = []
     if config.unlabelled is not None:
-        form = Path(config.unlabelled).suffix.lower()
-        found = read_table(config.unlabelled, text=None if form == ".txt" else column, labelled=False).texts
+        table = read_table(config.unlabelled, text=column, exact=False, labelled=False)
+        found = table.texts
         seen = {folded(text) for text in (*texts, *test)}
         others = [text for text in dict.fromkeys(found) if folded(text) not in seen]
+        notes = [f"{config.unlabelled}: {note}" for note in table.notes]
         notes.append(f"{len(others):,} texts without labels, which the teacher answers")
         if left := len(found) - len(others):
             notes.append(f"{left:,} others left out: they repeat, or stand in the training or test part")

@@ -25,8 +25,10 @@ def evaluate_labelled(path: Path, source: str | None, listener: Listener) -> dic
         texts, data = parts(config)[2]
         name = f"the test part of {config.test or config.source}"
     else:
-        table = read_like(source, config, goal)
+        table = read_like(source, goal, config.text, config.target)
         texts, data, name = table.texts, goal.targets(table), source
+        for note in table.notes:
+            listener.say(f"note: {note}")
     answers = classifier.answers(classifier.rows(texts))
     scores = goal.scores(answers, data.targets)
     found = goal.details(answers, data.targets)["intervals"]
@@ -37,19 +39,17 @@ def evaluate_labelled(path: Path, source: str | None, listener: Listener) -> dic
     return scores
 
 
-def predict_labelled(path: Path, source: str) -> list[dict[str, Any]]:
-    """A row for each text of a file, or for the one text that is no file's name."""
+def predict_labelled(path: Path, source: str) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    """A row for each text of a file, or for the one text that is no file's name; and what to know of the file."""
     classifier = TextClassifier.load(path)
     longest = 255  # bytes of a file's name; a longer one is no path, and asking for it raises
     short = len(Path(source).name.encode("utf-8", "surrogatepass")) <= longest
     if short and (Path(source).suffix.lower() in TABLES or Path(source).exists()):
-        text = classifier.config.text
-        if Path(source).suffix.lower() == ".txt":
-            text = None
-        table = read_table(source, text=text, labelled=False)
-        texts, places = table.texts, table.rows
+        said = classifier.config
+        table = read_table(source, text=said.text, target=said.target, exact=False, labelled=False)
+        texts, places, notes = table.texts, table.rows, table.notes
     else:
-        texts, places = (source,), (0,)
+        texts, places, notes = (source,), (0,), ()
     if not any(text.strip() for text in texts):
         raise DataError("the text is empty", hint="give a text, or a file of texts")
     rows = classifier.rows(texts)
@@ -58,5 +58,5 @@ def predict_labelled(path: Path, source: str) -> list[dict[str, Any]]:
         for place, answer in zip(places, classifier.answers(rows), strict=True)
     ]
     if classifier.verdict is None:
-        return found
-    return [row | {"doubt": mark or ""} for row, mark in zip(found, classifier.marks(rows), strict=True)]
+        return found, notes
+    return [row | {"doubt": mark or ""} for row, mark in zip(found, classifier.marks(rows), strict=True)], notes

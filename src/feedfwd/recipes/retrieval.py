@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from feedfwd.checkpoint import FORMAT, Run, write_json, write_text
 from feedfwd.config_retrieval import EmbedConfig, RankConfig, preset
-from feedfwd.data.pairs import Judged, PairTable, judged, read_pairs, split_queries
+from feedfwd.data.pairs import Judged, Names, PairTable, judged, read_pairs, split_queries
 from feedfwd.data.text_tables import folded
 from feedfwd.errors import DataError, RunError
 from feedfwd.evaluate.arrays import Floats
@@ -56,6 +56,7 @@ class Parts:
     known: Judged
     queries: dict[str, Tensor]  # train, validation where there is one, test
     what: str
+    names: Names
     notes: list[str]
 
     @property
@@ -66,13 +67,13 @@ class Parts:
 def parts(config: EmbedConfig | RankConfig) -> Parts:
     """Training, validation and test queries: a query's judgements all stand in one part."""
     labelled = config.task == "embed"
-    whole = read_like(config.source, config)
+    whole = read_like(config.source, config, exact=True)
     notes = list(whole.notes)
     if config.test is None:
         known = judged([whole])
         rest, tested = split_queries(known, known.queries, config.data.test, config.seed, 1)
     else:
-        other = read_like(config.test, config)
+        other = read_like(config.test, with_columns(config, whole.names))
         if labelled and bool(other.labelled) != bool(whole.labelled):
             what = f"{config.test} holds {other.what}, and {config.source} {whole.what}"
             raise DataError(what, hint="give a test file of the same form")
@@ -98,11 +99,19 @@ def parts(config: EmbedConfig | RankConfig) -> Parts:
     notes += known.notes
     if known.class_T is None and (seen := int(torch.isin(tested, known.of(rest).candidates).sum())):
         notes.append(f"{seen:,} test quer{'ies are' if seen > 1 else 'y is'} a candidate of a training query")
-    return Parts(known, queries, whole.what, notes)
+    return Parts(known, queries, whole.what, whole.names, notes)
 
 
-def read_like(source: str, config: EmbedConfig | RankConfig) -> PairTable:
-    """A file by the columns that the settings name."""
+def with_columns(config: Any, names: Names) -> Any:
+    """The settings with the columns that were found."""
+    found = {"text": names.query, "target": names.target, "data.candidate": names.candidate}
+    for name, column in (found | {"data.negative": names.negatives}).items():
+        config = config.with_(name, column) if column else config
+    return config
+
+
+def read_like(source: str, config: EmbedConfig | RankConfig, *, exact: bool = False) -> PairTable:
+    """A file by the columns that the settings name; of another file than theirs, not `exact`, where it has them."""
     d = config.data
     return read_pairs(
         source,
@@ -110,6 +119,7 @@ def read_like(source: str, config: EmbedConfig | RankConfig) -> PairTable:
         candidate=d.candidate,
         negative=d.negative,
         target=config.target,
+        exact=exact,
         labelled=config.task == "embed",
     )
 
@@ -238,9 +248,9 @@ class Prepared(ABC):
         return {"task": self.verb, "pretrained": said}
 
     def frozen(self) -> Any:
-        """The settings with what this machine decided, so that resuming decides nothing anew."""
+        """The settings with what this machine and the data decided, so that resuming decides nothing anew."""
         decided = {"threads": torch.get_num_threads(), "device": str(self.device), "precision": self.precision.name}
-        config = self.config
+        config = with_columns(self.config, self.data.names)
         for name, value in decided.items():
             config = config.with_(f"train.{name}", value)
         return config

@@ -68,8 +68,9 @@ def embed_file(path: Path, source: str, out: Path | None, listener: Listener) ->
     if out is None or out.suffix != ".npy":
         what = "vectors are written to a file" if out is None else f"--out {out} is of no form for vectors"
         raise ConfigError(what, hint="name one: --out vectors.npy")
-    texts, notes = texts_of(source)
-    found = TextEncoder.load(path).encode(texts)
+    encoder = TextEncoder.load(path)
+    texts, notes = texts_of(source, encoder.config.text)
+    found = encoder.encode(texts)
     with io.BytesIO() as buffer:
         np.save(buffer, found)
         data = buffer.getvalue()
@@ -79,28 +80,28 @@ def embed_file(path: Path, source: str, out: Path | None, listener: Listener) ->
     listener.say(f"{out}: {len(found):,} vectors of length 1, {found.shape[1]} wide")
 
 
-def texts_of(source: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """A file's texts with what to know of them, or the one text that is no file's name."""
+def texts_of(source: str, column: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """A file's texts, of the column where it has it, with what to know; or the one text that is no file's name."""
     if not source.strip():
         raise DataError("the text is empty", hint="give a text, or a file of texts")
     longest = 255  # bytes of a file's name; a longer one is no path, and asking for it raises
     short = len(Path(source).name.encode("utf-8", "surrogatepass")) <= longest
     if short and (Path(source).suffix.lower() in TABLES or Path(source).exists()):
-        table = read_table(source, labelled=False)
+        table = read_table(source, text=column, exact=False, labelled=False)
         return table.texts, table.notes
     return (source,), ()
 
 
-def rank_file(path: Path, source: str) -> list[dict[str, Any]]:
-    """A row for each pair of a file, query by query, the best candidate first."""
+def rank_file(path: Path, source: str) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    """A row for each pair of a file, query by query, the best candidate first; and what to know of the file."""
     ranker = Ranker.load(path)
     config = ranker.config
-    table = read_pairs(source, text=config.text, candidate=config.data.candidate, labelled=False)
+    table = read_pairs(source, text=config.text, candidate=config.data.candidate, exact=False, labelled=False)
     scores = ranker.scores([j.query for j in table.judgements], [j.candidate for j in table.judgements])
     queries: dict[str, list[int]] = {}
     for i, j in enumerate(table.judgements):
         queries.setdefault(folded(j.query), []).append(i)
-    return [
+    rows = [
         {
             "example": table.judgements[i].row,
             "query": table.judgements[i].query,
@@ -111,3 +112,4 @@ def rank_file(path: Path, source: str) -> list[dict[str, Any]]:
         for group in queries.values()
         for place, i in enumerate(sorted(group, key=lambda i: -scores[i]), 1)
     ]
+    return rows, table.notes

@@ -74,6 +74,7 @@ class PreparedTexts:
     precision: Precision
     device: torch.device
     fingerprint: str
+    columns: dict[str, str]  # that text and target were read from
     pretrained: Pretrained | None = None
     adapted: str = ""  # in words, which weights of a pretrained model are trained
     notes: list[str] = field(default_factory=list)
@@ -171,7 +172,7 @@ class PreparedTexts:
 
     def frozen(self) -> FinetuneConfig:
         """The settings with what this machine and the data decided, so that resuming decides nothing anew."""
-        decided: dict[str, Any] = {
+        decided: dict[str, Any] = self.columns | {
             "task": "regress" if isinstance(self.goal, Number) else "classify",
             "data.several": isinstance(self.goal, SeveralLabels),
             "train.threads": torch.get_num_threads(),
@@ -190,7 +191,7 @@ def prepare_texts(config: FinetuneConfig, *, resolved: bool = False) -> Prepared
         config = config.over(preset(config))
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
-    train, validation, test, goal, notes = parts(config)
+    train, validation, test, goal, columns, notes = parts(config)
     device = usable_device(config.train.device)
     torch.manual_seed(config.seed)
     pretrained = None
@@ -229,6 +230,7 @@ def prepare_texts(config: FinetuneConfig, *, resolved: bool = False) -> Prepared
         precision=choose(config.train.precision, device, products(model, tokens)),
         device=device,
         fingerprint=_fingerprint(*train),
+        columns=columns,
         pretrained=pretrained,
         notes=notes,
     )
@@ -242,7 +244,8 @@ def prepare_texts(config: FinetuneConfig, *, resolved: bool = False) -> Prepared
 def _ask(p: PreparedTexts, model: Bag) -> None:
     """Let the teacher answer, and the bag learn that."""
     c, begun = p.config, time.perf_counter()
-    p.taught = taught(c.distil, p.goal, p.classifier.reader, p.train.texts, p.train.data, p.test.texts, c.text)
+    text, reader = p.columns["text"], p.classifier.reader
+    p.taught = taught(c.distil, p.goal, reader, p.train.texts, p.train.data, p.test.texts, text)
     p.seconds = time.perf_counter() - begun
     p.loss = distillation(c.distil, p.goal, p.loss)
     p.notes += p.taught.notes
@@ -305,15 +308,17 @@ def _at_means(p: PreparedTexts) -> bool:
 Texts = tuple[tuple[str, ...], Dataset]
 
 
-def parts(config: FinetuneConfig) -> tuple[Texts, Texts | None, Texts, Goal, list[str]]:
-    """Training, validation and test part, what a text is to be given, and what the user should know."""
+def parts(config: FinetuneConfig) -> tuple[Texts, Texts | None, Texts, Goal, dict[str, str], list[str]]:
+    """Training, validation and test part, what a text is to be given, the columns, and what the user should know."""
     whole = read_table(config.source, text=config.text, target=config.target, kinds=_kinds(config))
     goal = goal_for(whole)
     data = goal.targets(whole)
     data.check_trainable()
     notes = list(whole.notes)
+    assert whole.target is not None
+    columns = {"text": whole.text, "target": whole.target}
     if config.test is not None:
-        other = read_like(config.test, config, goal)
+        other = read_like(config.test, goal, **columns)
         test = other.texts, goal.targets(other)
         notes += [f"{config.test}: {note}" for note in other.notes]
     else:
@@ -338,7 +343,7 @@ def parts(config: FinetuneConfig) -> tuple[Texts, Texts | None, Texts, Goal, lis
         shown = shown if len(shown) <= 60 else shown[:60] + "…"
         plural = "s stand" if len(twice) > 1 else " stands"
         notes.append(f"{len(twice):,} test text{plural} in the training part too, for example {shown!r}")
-    return train, validation, test, goal, notes
+    return train, validation, test, goal, columns, notes
 
 
 def few(data: Dataset, shots: int, seed: int) -> tuple[Dataset, str]:
@@ -357,9 +362,9 @@ def few(data: Dataset, shots: int, seed: int) -> tuple[Dataset, str]:
     return data.subset(chosen), said
 
 
-def read_like(source: str, config: FinetuneConfig, goal: Goal) -> TextTable:
-    """Another file with the targets of a goal."""
-    return read_table(source, text=config.text, target=config.target, kinds=(goal.kind,), labels=goal.classes)
+def read_like(source: str, goal: Goal, text: str | None, target: str | None) -> TextTable:
+    """Another file with the targets of a goal, by the training file's columns where it has them."""
+    return read_table(source, text=text, target=target, exact=False, kinds=(goal.kind,), labels=goal.classes)
 
 
 def _kinds(config: FinetuneConfig) -> Sequence[Kind]:
