@@ -121,7 +121,7 @@ CASES: list[tuple[str, Make, str]] = [
     ), "'z', which the training data don't have"),
     ("an unseen label among several", given(
         "s.jsonl", "--test", "u.jsonl", file="u.jsonl", text=rows(["x"], ["q"])
-    ), "there is no file s.jsonl"),
+    ), "there is no file or folder s.jsonl"),
     ("no shots", given(*FROM, "--shots", "0"), "data.shots"),
     ("shots of numbers", given(*FROM, "--task", "regress", "--target", "text"), "text"),
     ("numbers of words", given(*FROM, "--task", "regress"), "which is no number"),

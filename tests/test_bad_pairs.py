@@ -44,6 +44,7 @@ FILES = {
     "labels.jsonl": lines({"text": "text {}", "label": "x{}"}, n=9),
     "label.jsonl": lines({"text": "text {}", "label": "x"}, n=9),
     "data.json": "[]",
+    "data.xml": "<a/>",
     "texts.txt": "where\nis it\n",
 }
 
@@ -62,11 +63,12 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Path:
 EMBED = ["finetune", "--task", "embed"]
 RANK = ["finetune", "--task", "rank", "--from", "bert"]
 CASES: list[tuple[list[str], str, str]] = [
-    ([*EMBED, "nothing.csv"], "there is no file nothing.csv", "check the path"),
+    ([*EMBED, "nothing.csv"], "there is no file or folder nothing.csv", "check the path"),
     ([*EMBED, "empty.csv"], "empty.csv is empty", ""),
     ([*EMBED, "header.csv"], "has no rows", ""),
-    ([*EMBED, "data.json"], "not of a form", ".jsonl"),
-    ([*EMBED, "."], "is a folder", ""),
+    ([*EMBED, "data.json"], "data.json has no rows", ""),
+    ([*EMBED, "data.xml"], "not of a form", ".jsonl"),
+    ([*EMBED, "bert/1_Pooling"], "config.json holds no list", ""),
     (EMBED, "no DATA", "--task embed"),
     ([*EMBED, "pairs.jsonl", "--text", "qeury"], "no column 'qeury'", "did you mean 'query'"),
     ([*EMBED, "pairs.jsonl", "--set", "data.candidate=anwser"], "no column 'anwser'", "did you mean 'answer'"),

@@ -131,8 +131,9 @@ def finetune(
         str | None,
         typer.Argument(
             metavar="DATA",
-            help="Labelled texts: .csv, .tsv, .jsonl, .parquet, .txt of text@label; or docstrings: the running "
-            "Python's, by module.",
+            help="Labelled texts, pairs of texts or conversations: .csv, .tsv, .jsonl, .json, .parquet, .txt of "
+            "text@label; a folder of them, or of a folder of .txt for each class; a data set of the hub as owner/name; "
+            "or docstrings: the running Python's, by module.",
             show_default=False,
         ),
     ] = None,

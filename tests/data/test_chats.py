@@ -99,7 +99,7 @@ def test_rows_that_are_no_conversation(tmp_path, case):
 
 
 @pytest.mark.parametrize(("name", "content", "said"), [
-    ("missing.jsonl", None, "no file"), ("a.jsonl", "", "no rows"), ("a.json", "{}", "no list"),
+    ("missing.jsonl", None, "no file"), ("a.jsonl", "", "is empty"), ("a.json", "{}", "no list"),
     ("a.json", "[", "no JSON"),
     ("a.xml", "x", "not of a form"), ("a.csv", "prompt,completion\n", "no rows"),
 ])  # fmt: skip

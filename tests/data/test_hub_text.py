@@ -12,6 +12,7 @@ from huggingface_hub import constants
 
 from feedfwd.data.corpus import Corpus
 from feedfwd.data.sources import find
+from feedfwd.data.text_tables import read_table
 from feedfwd.errors import DataError
 
 
@@ -27,6 +28,9 @@ CONTENT = {
     "en/train-00001.parquet": parquet(["three"]),
     "en/test-00000.parquet": parquet(["held back"]),
     "zh/all.jsonl": '{"text": "四"}\n'.encode(),
+    "labels/train.json": b'[{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]',
+    "labels/test.json": b'[{"text": "c", "label": "x"}]',
+    "dataset_infos.json": b"{}",
 }
 
 
@@ -76,6 +80,12 @@ def test_the_training_files_are_taken_and_it_is_said(hub: Hub) -> None:
 def test_a_folder_of_a_data_set_can_be_named(hub: Hub) -> None:
     assert texts("some/texts/zh") == ["四"]
     assert texts("some/texts/en") == ["one", "two", "three"]
+
+
+def test_labelled_texts_come_from_the_hub_too(hub: Hub) -> None:
+    assert read_table("some/texts/labels").labels == ("x", "y")
+    assert read_table("some/texts/labels", other=True).texts == ("c",)
+    assert read_table("some/texts/labels", other=True).name == "labels"
 
 
 def test_a_path_that_exists_wins(hub: Hub, tmp_path: Path) -> None:

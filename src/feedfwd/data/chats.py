@@ -2,11 +2,13 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from feedfwd.data.documents import TOLERATED
+from feedfwd.data.text_files import read_records
 from feedfwd.errors import DataError
 
 ROLES = {
@@ -16,8 +18,6 @@ ROLES = {
 }  # fmt: skip
 ASKED = ("prompt", "instruction", "question", "query", "input", "user")
 ANSWERED = ("completion", "response", "output", "answer", "chosen", "assistant")
-FORMS = ".jsonl, .json, .parquet, .csv, .tsv"
-TOLERATED = 0.05  # share of broken rows that are left out; more of them are an error
 
 
 class Turn(NamedTuple):
@@ -45,23 +45,17 @@ class Chats:
 
 
 def read_chats(source: str) -> Chats:
-    """The conversations of a file, whose form is recognised.
+    """The conversations of a source, whose form is recognised.
 
     It is `messages` or `conversations` of turns (ShareGPT), Alpaca's `instruction`, `input` and `output`, or any prompt
     with its completion. DataError for what can't be used.
     """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        raise DataError(f"{path} is a folder", hint=f"give one file: {FORMS}")
-    if not path.exists():
-        raise DataError(f"there is no file {source}", hint=f"check the path; conversations are read from {FORMS}")
+    path, (rows, notes) = Path(source).expanduser(), read_records(source)
     found: list[Chat] = []
     places: list[int] = []
     broken: list[str] = []
     forms: Counter[str] = Counter()
-    total = 0
-    for row, value in _rows(path):
-        total += 1
+    for row, value in enumerate(rows):
         try:
             form, chat = recognised(value)
         except ValueError as error:
@@ -70,18 +64,18 @@ def read_chats(source: str) -> Chats:
         forms[form] += 1
         found.append(chat)
         places.append(row)
-    if not total:
+    if not rows:
         raise DataError(f"{path} has no rows", hint="give a conversation a row")
-    if not found or len(broken) > TOLERATED * total:
-        what = f"{path}: {len(broken):,} of {total:,} rows are no conversation ({broken[0]})"
+    if not found or len(broken) > TOLERATED * len(rows):
+        what = f"{path}: {len(broken):,} of {len(rows):,} rows are no conversation ({broken[0]})"
         hint = (
             'a row looks like {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}'
         )
         raise DataError(what, hint=f'{hint} or {{"prompt": "…", "completion": "…"}}')
-    notes = [f"conversations as {form}" for form, _ in forms.most_common()]
+    notes += [f"conversations as {form}" for form, _ in forms.most_common()]
     if broken:
         notes.append(f"{len(broken):,} rows left out ({broken[0]})")
-    return Chats(path.name, tuple(found), tuple(places), forms.most_common(1)[0][0], tuple(notes))
+    return Chats(path.resolve().name, tuple(found), tuple(places), forms.most_common(1)[0][0], tuple(notes))
 
 
 def recognised(row: Any) -> tuple[str, Chat]:
@@ -145,49 +139,3 @@ def _text(value: Any, what: str) -> str:
     except UnicodeEncodeError:
         raise ValueError(f"{what} is no Unicode text") from None
     return value.strip()
-
-
-def _rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """A file's rows with their places; a line that is no JSON is None."""
-    form = path.suffix.lower()
-    try:
-        match form:
-            case ".jsonl" | ".ndjson":
-                lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-                for row, line in enumerate(lines):
-                    yield row, _json(line)
-            case ".json":
-                whole = json.loads(path.read_text(encoding="utf-8-sig"))
-                if not isinstance(whole, list):
-                    raise DataError(f"{path} holds no list", hint="give a list of conversations, or .jsonl")
-                yield from enumerate(whole)
-            case ".parquet" | ".csv" | ".tsv":
-                yield from enumerate(_table(path, form))
-            case _:
-                raise DataError(f"{path} is not of a form that conversations are read from", hint=f"give {FORMS}")
-    except UnicodeDecodeError as error:
-        what = f"{path} is not UTF-8 text (byte {error.object[error.start]:#04x})"
-        raise DataError(what, hint="save it as UTF-8") from None
-    except OSError as error:
-        raise DataError(f"{path} can't be read ({error.strerror})", hint="check the path and its permissions") from None
-    except ValueError as error:
-        raise DataError(f"{path} is no JSON ({error})", hint="check it; .jsonl has one object a line") from None
-
-
-def _json(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _table(path: Path, form: str) -> list[dict[str, Any]]:
-    import polars
-
-    try:
-        if form == ".parquet":
-            return polars.read_parquet(path).to_dicts()
-        return polars.read_csv(path, infer_schema=False, separator="\t" if form == ".tsv" else ",").to_dicts()
-    except polars.exceptions.PolarsError as error:
-        problem = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"{path} can't be read ({problem})", hint="check it, or write it again") from None

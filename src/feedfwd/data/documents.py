@@ -64,14 +64,14 @@ class Tally:
             )
 
 
-def form_of(path: Path) -> str | None:
-    """The form that a file's name says, None if it is none of `FORMS`.
+def form_of(path: Path, forms: Sequence[str] = FORMS) -> str | None:
+    """The form that a file's name says, None if it is none of `forms`.
 
     >>> form_of(Path("a.b.JSONL.gz")), form_of(Path("photo.png"))
     ('.jsonl.gz', None)
     """
     name = path.name.lower()
-    return next((form for form in FORMS if name.endswith(form) and name != form), None)
+    return next((form for form in forms if name.endswith(form) and name != form), None)
 
 
 def read_pieces(path: Path, column: str | None, tally: Tally) -> Iterator[Piece]:

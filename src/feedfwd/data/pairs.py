@@ -8,7 +8,7 @@ Texts that differ in case and spaces alone are one text, so that none is told ap
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from feedfwd.data.batches import derived_seed
-from feedfwd.data.text_tables import TARGET_NAMES, folded, is_wordy, named_column, read_columns
+from feedfwd.data.text_files import read_columns
+from feedfwd.data.text_tables import TARGET_NAMES, folded, is_wordy, named_column
 from feedfwd.errors import DataError, nearest
 
 QUERIES = ("query", "anchor", "question", "question1", "sentence1", "text1", "premise", "text_a", "sentence_a")
@@ -25,7 +26,6 @@ CANDIDATES = ("positive", "positives", "pos", "answer", "answers", "document", "
               "response", "context")  # fmt: skip
 NEGATIVE = re.compile(r"(hard_?)?neg(ative)?s?(_?\d+)?")
 RELEVANCES = ("relevance", "score", "label", "labels", "similarity", "rating", "grade", "is_duplicate", "target")
-FORMS = ".csv, .tsv, .jsonl or .parquet"
 
 
 class Judgement(NamedTuple):
@@ -71,24 +71,21 @@ def read_pairs(
     candidate: str | None = None,
     negative: Sequence[str] = (),
     target: str | None = None,
-    exact: bool = True,
+    other: bool = False,
+    part: str = "",
     labelled: bool = True,
 ) -> PairTable:
-    """The judgements of a file; which columns hold them is seen from their names unless said, and the notes say it.
+    """The judgements of a source; which columns hold them is seen from their names unless said, and the notes say it.
 
-    Not `exact`, the columns are another file's: seen from the names as well where this one doesn't have them.
+    For an `other` source than the training one, the columns are those of that one: seen from the names as well where
+    this one doesn't have them. `part` names the files that are taken of a folder or the hub, as in `read_columns`.
 
     A row has a query and a candidate, which answers it (or as much as its relevance says), and maybe texts that don't.
     Candidates, their relevances and negatives may be lists. Without candidates, with `labelled`, a row has a text and a
     label. DataError for what can't be used.
     """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        raise DataError(f"{path} is a folder", hint=f"give one file: {FORMS}")
-    if not path.exists():
-        raise DataError(f"there is no file {source}", hint=f"check the path; pairs are read from {FORMS}")
-    columns = read_columns(path, labelled=True)
-    if not exact:
+    path, (columns, notes) = Path(source).expanduser(), read_columns(source, part=part)
+    if other:
         text, candidate, target = (name if name in columns else None for name in (text, candidate, target))
         negative = [name for name in negative if name in columns]
     names = Names.of(path, columns, text, candidate, list(negative), target)
@@ -96,8 +93,10 @@ def read_pairs(
         if not labelled:
             what = f"{path} has no column of candidates (columns: {', '.join(columns)})"
             raise DataError(what, hint="ranking takes queries and candidates: --set data.candidate=COLUMN")
-        return _labelled(path, columns, names)
-    return _judged(path, columns, names)
+        table = _labelled(path, columns, names)
+    else:
+        table = _judged(path, columns, names)
+    return replace(table, notes=(*notes, *table.notes))
 
 
 @dataclass(frozen=True)
@@ -200,7 +199,7 @@ def _judged(path: Path, columns: dict[str, list[Any]], names: Names) -> PairTabl
         notes.append(f"column {names.aside!r} holds no numbers and is left aside")
     notes += _blank(blank, "without query or candidate")
     what = "judged pairs" if names.target is not None else "triplets" if names.negatives else "pairs"
-    return PairTable(path.name, tuple(found), (), what, names, tuple(notes))
+    return PairTable(path.resolve().name, tuple(found), (), what, names, tuple(notes))
 
 
 def _labelled(path: Path, columns: dict[str, list[Any]], names: Names) -> PairTable:
@@ -214,7 +213,7 @@ def _labelled(path: Path, columns: dict[str, list[Any]], names: Names) -> PairTa
         raise DataError(f"{path} has no row with text and label", hint="check its columns")
     note = f"texts from column {names.query!r}, labels from {names.target!r}: texts of one label answer each other"
     notes = (note, *_blank(len(rows) - len(kept), "without text or label"))
-    return PairTable(path.name, (), kept, "labelled texts", names, notes)
+    return PairTable(path.resolve().name, (), kept, "labelled texts", names, notes)
 
 
 def _blank(count: int, what: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 import re
 import sysconfig
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from feedfwd.errors import DataError
 STDLIB = "stdlib"
 # Python's own tests are two thirds of its bytes, broken on purpose in places, and missing from many installations.
 NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
-HUB_FORMS = tuple(form for form in FORMS if not form.startswith((".md", ".py")))  # a README is no data
+NO_DATA = (".md", ".py", "dataset_infos.json")  # on the hub
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(/[\w.-]+)*")
 
 
@@ -25,40 +26,50 @@ class TextSource:
     notes: tuple[str, ...] = ()
 
 
-def find(source: str) -> TextSource:
+def find(source: str, forms: Sequence[str] = FORMS, part: str = "train") -> TextSource:
     """The files that `source` names; a path that exists wins over a name.
 
     A name is `stdlib`, the running Python's standard library without its tests; or `owner/name` or `owner/name/folder`
-    of the hub, of which the training files are taken where files are named so.
+    of the hub, of which the files of a `part` are taken where files are named so.
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        return _folder(source, path)
+        return _folder(source, path, forms)
     if path.exists():
-        if form_of(path) is None:
+        if form_of(path, forms) is None:
             raise DataError(
                 f"{path} is not of a form that text is read from",
-                hint=f"give {', '.join(FORMS)}; rename it to .txt if it is plain text",
+                hint=f"give {', '.join(forms)}; rename it to .txt if it is plain text",
             )
         return TextSource(path.name, (path,))
-    if source == STDLIB:
+    library = ".py" in forms
+    if source == STDLIB and library:
         return _stdlib()
-    if HUB_NAME.fullmatch(source) and form_of(path) is None:
-        return _hub(source)
+    if HUB_NAME.fullmatch(source) and form_of(path, (*forms, *FORMS)) is None:
+        return _hub(source, forms, part)
+    also = f"; `{STDLIB}`" if library else ""
     raise DataError(
         f"there is no file or folder {source}",
-        hint=f"check the path; a source is a file or folder of {', '.join(FORMS)}; `{STDLIB}`; or the hub's owner/name",
+        hint=f"check the path; a source is a file or folder of {', '.join(forms)}{also}; or the hub's owner/name",
     )
 
 
-def _folder(source: str, folder: Path) -> TextSource:
+def of_part(source: str, names: Sequence[str], part: str) -> list[str]:
+    """The names of the files of a part, or all where none says that it is of one; DataError where none is of it."""
+    chosen = [name for name in names if part in name.lower()]
+    if not chosen and part == "test" and any("train" in name.lower() for name in names):
+        raise DataError(f"{source} has no file named test beside those named train", hint="name a test file")
+    return chosen or list(names)
+
+
+def _folder(source: str, folder: Path, forms: Sequence[str]) -> TextSource:
     files = sorted(
-        (p.relative_to(folder) for p in folder.rglob("*") if form_of(p) is not None and p.is_file()),
+        (p.relative_to(folder) for p in folder.rglob("*") if form_of(p, forms) is not None and p.is_file()),
         key=lambda p: p.parts,
     )
     files = [p for p in files if not any(part.startswith(".") for part in p.parts)]
     if not files:
-        raise DataError(f"{source} holds no text files", hint=f"files of text end in {', '.join(FORMS)}")
+        raise DataError(f"{source} holds no text files", hint=f"files of text end in {', '.join(forms)}")
     return TextSource(folder.resolve().name, tuple(folder / p for p in files))
 
 
@@ -71,7 +82,7 @@ def _stdlib() -> TextSource:
     return TextSource(STDLIB, chosen, ("stdlib: the library's .py files without its tests",))
 
 
-def _hub(source: str) -> TextSource:
+def _hub(source: str, forms: Sequence[str], part: str) -> TextSource:
     """The files of a hub data set in the hub's cache, fetched where they aren't there.
 
     What files there are is asked anew each time, and remembered for when the hub can't be reached.
@@ -92,22 +103,23 @@ def _hub(source: str) -> TextSource:
         if known is None:
             raise _unreachable(source, error) from None
         listing, revision = known["files"], known["revision"]
-    files = sorted(f for f in listing if f.startswith(prefix) and f.lower().endswith(HUB_FORMS))
+    forms = tuple(form for form in forms if not form.startswith(NO_DATA))
+    files = sorted(f for f in listing if f.startswith(prefix) and f.lower().endswith(forms) and not f.endswith(NO_DATA))
     if not files:
         raise DataError(
             f"the hub's {repo} has no text files" + (f" in {prefix}" if prefix else ""),
-            hint=f"it needs files of {', '.join(HUB_FORMS)}",
+            hint=f"it needs files of {', '.join(forms)}",
         )
-    training = [file for file in files if "train" in file.removeprefix(prefix).lower()]
+    chosen = of_part(source, [file.removeprefix(prefix) for file in files], part)
     try:
         paths = tuple(
-            Path(hf_hub_download(repo, file, repo_type="dataset", revision=revision)) for file in training or files
+            Path(hf_hub_download(repo, prefix + file, repo_type="dataset", revision=revision)) for file in chosen
         )
     except Exception as error:
         raise _unreachable(source, error) from None
     note = f"{source}: {len(paths):,} files of the hub"
     if left := len(files) - len(paths):
-        note += f", without {left:,} that are not for training"
+        note += f", without {left:,} that are not for {part}ing"
     return TextSource(source, paths, (note,))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from feedfwd.data.decoding import lines, read_text
 from feedfwd.errors import DataError, MissingExtra
 
 if TYPE_CHECKING:
@@ -50,9 +51,9 @@ def read_rows(source: str | Path) -> Rows:
     try:
         match form:
             case ".csv" | ".tsv":
-                frame = _separated(_text(path, notes), path, "\t" if form == ".tsv" else None, notes)
+                frame = _separated(read_text(path, notes, FORMS), path, "\t" if form == ".tsv" else None, notes)
             case ".jsonl" | ".ndjson":
-                frame = _json_lines(_text(path, notes), path)
+                frame = _json_lines(read_text(path, notes, FORMS), path)
             case ".parquet":
                 frame = polars.read_parquet(path)
             case ".xlsx" | ".xls" | ".xlsb" | ".ods":
@@ -130,41 +131,6 @@ def _named(frame: "polars.DataFrame", where: str, notes: list[str]) -> "polars.D
 # --- text -------------------------------------------------------------------------------------------------------------
 
 
-def _text(path: Path, notes: list[str]) -> str:
-    """The file's text; another encoding than UTF-8 is guessed and said."""
-    raw = path.read_bytes()
-    if not raw.strip():
-        raise DataError(f"{path} is empty", hint="check where it came from")
-    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        notes.append("the file is UTF-16")
-        return raw.decode("utf-16", errors="replace")
-    if b"\0" in raw[:65536]:
-        raise DataError(f"{path} is not text: it holds zero bytes", hint=f"give {FORMS}")
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        encoding = _guess(raw)
-        notes.append(f"the file is not UTF-8 (line {line}): read as {encoding}; save it as UTF-8 if names look wrong")
-        return raw.decode(encoding, errors="replace")
-
-
-def _guess(raw: bytes) -> str:
-    """Which old encoding: Chinese where bytes above 127 come in pairs, else Western European.
-
-    >>> _guess("城市".encode("gb18030")), _guess("Köln, Zürich".encode("latin-1"))
-    ('gb18030', 'cp1252')
-    """
-    runs = re.findall(rb"[\x80-\xff]+", raw)
-    if sum(len(run) % 2 for run in runs) > 0.2 * len(runs):
-        return "cp1252"
-    try:
-        raw.decode("gb18030")
-        return "gb18030"
-    except UnicodeDecodeError:
-        return "cp1252"
-
-
 def _separated(text: str, path: Path, separator: str | None, notes: list[str]) -> "polars.DataFrame":
     import polars
 
@@ -205,10 +171,10 @@ def _separator(text: str) -> str:
     >>> _separator("a;b\\n1,5;2\\n3,5;4\\n"), _separator("name, note\\nx, y\\n")
     (';', ',')
     """
-    lines = [line for line in text[:100_000].splitlines()[:LOOKED_AT] if line.strip()]
+    head = lines(text[:100_000])[:LOOKED_AT]
 
     def fit(separator: str) -> tuple[float, int]:
-        cells = [len(row) for row in csv.reader(lines, delimiter=separator) if row]
+        cells = [len(row) for row in csv.reader(head, delimiter=separator) if row]
         width = cells[0] if cells else 1
         return (0.0 if width < 2 else sum(n == width for n in cells) / len(cells), width)
 
@@ -238,7 +204,7 @@ def _json_lines(text: str, path: Path) -> "polars.DataFrame":
     import polars
 
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:

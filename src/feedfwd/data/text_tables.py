@@ -5,19 +5,17 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from feedfwd.data.docstrings import DOCSTRINGS, docstrings
+from feedfwd.data.text_files import Columns, read_columns
 from feedfwd.errors import DataError, nearest
 
 TEXT_NAMES = ("text", "sentence", "review", "content", "question", "query", "utterance", "message", "comment",
               "tweet", "document", "body", "description", "title", "prompt")  # fmt: skip
 TARGET_NAMES = ("label", "labels", "category", "target", "class", "intent", "sentiment", "topic", "tag", "y")
-FORMS = ".csv, .tsv, .jsonl, .parquet, or .txt of text@label"
-LABELLED_LINE = re.compile(r"(.*)@([\w-]{1,60})\s*")
 NUMBER = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+)([eE][+-]?\d+)?")
 MANY = 20  # distinct numbers with a fraction, from which on a column holds amounts and not classes
 MANY_WHOLE = 50  # the same of whole numbers, unless they repeat, ten rows to a number
@@ -55,39 +53,36 @@ def read_table(
     *,
     text: str | None = None,
     target: str | None = None,
-    exact: bool = True,
+    other: bool = False,
     labelled: bool = True,
     kinds: Sequence[Kind] = KINDS,
     labels: Sequence[str] = (),
 ) -> TextTable:
-    """The texts of a file and their targets; which columns hold them is guessed unless said, and the notes say it.
+    """The texts of a source and their targets; which columns hold them is guessed unless said, and the notes say it.
 
-    Not `exact`, `text` and `target` are another file's columns: guessed as well where this one doesn't have them.
-
-    What a target is, one of `kinds`, is guessed as well: a column of lists or of `a;b` holds several labels a text,
-    so do several columns of 0 and 1, which `labels` may name; a column of many numbers holds numbers. Without
-    `labelled` a table needs no target, and a .txt is a text a line. "docstrings" are the running Python's, with the
-    module each belongs to. DataError for what can't be used.
+    For an `other` source than the training one, `text` and `target` are columns of that one: guessed as well where this
+    one doesn't have them. What a target is, one of `kinds`, is guessed as well: a column of lists or of `a;b` holds
+    several labels a text, so do several columns of 0 and 1, which `labels` may name; a column of many numbers holds
+    numbers. Without `labelled` a table needs no target, and a .txt is a text a line. "docstrings" are the running
+    Python's, with the module each belongs to. DataError for what can't be used.
     """
     path = Path(source).expanduser()
-    if path.is_dir():
-        raise DataError(f"{path} is a folder", hint=f"give one file: {FORMS}")
-    if path.exists():
-        columns = read_columns(path, labelled)
-    elif source == DOCSTRINGS:
-        columns = dict(zip(("text", "module"), docstrings(), strict=True))
+    if source == DOCSTRINGS and not path.exists():
+        columns, notes = Columns(dict(zip(("text", "module"), docstrings(), strict=True)), [])
     else:
-        raise DataError(f"there is no file {source}", hint=f"check the path; texts are read from {FORMS}")
+        part = "" if not labelled else "test" if other else "train"
+        columns, notes = read_columns(source, labelled=labelled, part=part)
     bare = path.suffix.lower() == ".txt"  # its columns have no names
     wanted = (text, target) if labelled else (text,)
-    absent = [] if exact else [name for name in wanted if name is not None and not _has(columns, name)]
+    absent = [name for name in wanted if other and name is not None and not _has(columns, name)]
     text, target = (None if name in absent else name for name in (text, target))
     text_from = _text_column(path, columns, text, target)
     found, told = _targets(path, columns, text_from, target, kinds, labels) if labelled else (None, "")
     usual = text_from in TEXT_NAMES and len(columns) <= (2 if labelled else 1)
     guessed = found is not None and found.kind != "label"
     why = f"there is no column {' and no '.join(map(repr, absent))} as in training: " if absent and not bare else ""
-    notes = [f"{why}text from column {text_from!r}{told}"] if why or guessed or not usual else []
+    if why or guessed or not usual:
+        notes.append(f"{why}text from column {text_from!r}{told}")
     kept, blank = [], 0
     for row, value in enumerate(columns[text_from]):
         if value is None or not str(value).strip() or (found is not None and found.values[row] in (None, "")):
@@ -101,7 +96,7 @@ def read_table(
         what = "without text or label" if labelled else "without text"
         notes.append(f"{blank:,} row{'s' if blank > 1 else ''} {what} left out")
     texts = tuple(str(columns[text_from][row]) for row in kept)
-    table = TextTable(path.name, texts, None, tuple(kept), text_from, None if found is None else found.column)
+    table = TextTable(path.resolve().name, texts, None, tuple(kept), text_from, None if found is None else found.column)
     if found is None:
         return replace(table, notes=tuple(notes))
     chosen = tuple(found.values[row] for row in kept)
@@ -129,67 +124,6 @@ def shared_texts(train: Sequence[str], test: Sequence[str]) -> list[int]:
 def folded(text: str) -> str:
     """The text but for case and spaces: what repeats it folds to the same."""
     return " ".join(text.casefold().split())
-
-
-# --- reading ----------------------------------------------------------------------------------------------------------
-
-
-def read_columns(path: Path, labelled: bool) -> dict[str, list[Any]]:
-    """A file's columns by name; of a .txt the texts, and with `labelled` what follows their last @."""
-    import polars
-
-    form = path.suffix.lower()
-    if form == ".txt":
-        return _lines(path, labelled)
-    try:
-        match form:
-            case ".csv" | ".tsv":
-                data = _text(path)
-                header = data.split("\n", 1)[0]
-                separator = "\t" if form == ".tsv" else max(",;\t", key=header.count)
-                table = polars.read_csv(BytesIO(data.encode()), infer_schema=False, separator=separator)
-            case ".jsonl" | ".ndjson":
-                table = polars.read_ndjson(BytesIO(_text(path).encode()), infer_schema_length=None)
-            case ".parquet":
-                table = polars.read_parquet(path)
-            case _:
-                raise DataError(f"{path} is not of a form that labelled texts are read from", hint=f"give {FORMS}")
-    except (polars.exceptions.PolarsError, OSError) as error:
-        problem = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"{path} can't be read ({problem})", hint="check it, or write it again") from None
-    if not len(table):
-        raise DataError(f"{path} has no rows", hint="give a file with at least two")
-    return {name.strip(): table[name].to_list() for name in table.columns}
-
-
-def _text(path: Path) -> str:
-    """The file's text, UTF-8 or, where it is not, Windows' Latin-1."""
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} can't be read ({error.strerror})", hint="check its permissions") from None
-    if not raw.strip():
-        raise DataError(f"{path} is empty", hint="check where it came from")
-    if b"\0" in raw[:8192]:
-        raise DataError(f"{path} is not text", hint=f"give {FORMS}")
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return raw.decode("cp1252", errors="replace")
-
-
-def _lines(path: Path, labelled: bool) -> dict[str, list[Any]]:
-    lines = [line for line in _text(path).splitlines() if line.strip()]
-    if not labelled:
-        return {"text": lines}
-    found = [LABELLED_LINE.fullmatch(line) for line in lines]
-    bad = next((i for i, match in enumerate(found) if match is None), None)
-    if bad is not None:
-        raise DataError(
-            f"{path}, line {bad + 1} does not end in @label",
-            hint="a .txt holds a text@label a line; give .csv with two columns otherwise",
-        )
-    return {"text": [m[1] for m in found if m], "label": [m[2] for m in found if m]}
 
 
 # --- choosing ---------------------------------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ def taught(
     others: list[str] = []
     notes = []
     if config.unlabelled is not None:
-        table = read_table(config.unlabelled, text=column, exact=False, labelled=False)
+        table = read_table(config.unlabelled, text=column, other=True, labelled=False)
         found = table.texts
         seen = {folded(text) for text in (*texts, *test)}
         others = [text for text in dict.fromkeys(found) if folded(text) not in seen]

@@ -1,19 +1,19 @@
 """`feedfwd evaluate` and `feedfwd predict` for a classifier of texts."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from feedfwd.checkpoint import Run
 from feedfwd.config import parse
 from feedfwd.config_finetune import FinetuneConfig
+from feedfwd.data.text_files import FORMS
 from feedfwd.data.text_tables import read_table
 from feedfwd.errors import DataError
 from feedfwd.recipes.classifier import TextClassifier
 from feedfwd.recipes.console import Listener
 from feedfwd.recipes.texts import parts, read_like
 from feedfwd.report.words import interval, score, word
-
-TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".txt")
 
 
 def evaluate_labelled(path: Path, source: str | None, listener: Listener) -> dict[str, float]:
@@ -39,19 +39,10 @@ def evaluate_labelled(path: Path, source: str | None, listener: Listener) -> dic
     return scores
 
 
-def predict_labelled(path: Path, source: str) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
-    """A row for each text of a file, or for the one text that is no file's name; and what to know of the file."""
+def predict_labelled(path: Path, source: str) -> tuple[list[dict[str, Any]], Sequence[str]]:
+    """A row for each text of a source, or for the one text that is none's name; and what to know of the source."""
     classifier = TextClassifier.load(path)
-    longest = 255  # bytes of a file's name; a longer one is no path, and asking for it raises
-    short = len(Path(source).name.encode("utf-8", "surrogatepass")) <= longest
-    if short and (Path(source).suffix.lower() in TABLES or Path(source).exists()):
-        said = classifier.config
-        table = read_table(source, text=said.text, target=said.target, exact=False, labelled=False)
-        texts, places, notes = table.texts, table.rows, table.notes
-    else:
-        texts, places, notes = (source,), (0,), ()
-    if not any(text.strip() for text in texts):
-        raise DataError("the text is empty", hint="give a text, or a file of texts")
+    texts, places, notes = texts_of(source, classifier.config.text, classifier.config.target)
     rows = classifier.rows(texts)
     found = [
         {"example": place} | classifier.goal.row(answer)
@@ -60,3 +51,20 @@ def predict_labelled(path: Path, source: str) -> tuple[list[dict[str, Any]], tup
     if classifier.verdict is None:
         return found, notes
     return [row | {"doubt": mark or ""} for row, mark in zip(found, classifier.marks(rows), strict=True)], notes
+
+
+def texts_of(
+    source: str, text: str | None, target: str | None = None
+) -> tuple[Sequence[str], Sequence[int], Sequence[str]]:
+    """A source's texts, by the training columns where it has them, with their places and what to know of them.
+
+    A source that is no file's name is the one text itself.
+    """
+    if not source.strip():
+        raise DataError("the text is empty", hint="give a text, or a file of texts")
+    longest = 255  # bytes of a file's name; a longer one is no path, and asking for it raises
+    short = len(Path(source).name.encode("utf-8", "surrogatepass")) <= longest
+    if short and (Path(source).suffix.lower() in FORMS or Path(source).exists()):
+        table = read_table(source, text=text, target=target, other=True, labelled=False)
+        return table.texts, table.rows, table.notes
+    return (source,), (0,), ()

@@ -67,7 +67,7 @@ class Parts:
 def parts(config: EmbedConfig | RankConfig) -> Parts:
     """Training, validation and test queries: a query's judgements all stand in one part."""
     labelled = config.task == "embed"
-    whole = read_like(config.source, config, exact=True)
+    whole = read_like(config.source, config, other=False)
     notes = list(whole.notes)
     if config.test is None:
         known = judged([whole])
@@ -110,8 +110,8 @@ def with_columns(config: Any, names: Names) -> Any:
     return config
 
 
-def read_like(source: str, config: EmbedConfig | RankConfig, *, exact: bool = False) -> PairTable:
-    """A file by the columns that the settings name; of another file than theirs, not `exact`, where it has them."""
+def read_like(source: str, config: EmbedConfig | RankConfig, *, other: bool = True) -> PairTable:
+    """The training source or an `other` one by the columns that the settings name."""
     d = config.data
     return read_pairs(
         source,
@@ -119,7 +119,8 @@ def read_like(source: str, config: EmbedConfig | RankConfig, *, exact: bool = Fa
         candidate=d.candidate,
         negative=d.negative,
         target=config.target,
-        exact=exact,
+        other=other,
+        part="test" if other else "train",
         labelled=config.task == "embed",
     )
 

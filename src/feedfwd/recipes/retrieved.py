@@ -11,11 +11,11 @@ from feedfwd.checkpoint import Run, write_whole
 from feedfwd.config import parse
 from feedfwd.config_retrieval import EmbedConfig, RankConfig
 from feedfwd.data.pairs import Judged, judged, read_pairs
-from feedfwd.data.text_tables import folded, read_table
-from feedfwd.errors import ConfigError, DataError
+from feedfwd.data.text_tables import folded
+from feedfwd.errors import ConfigError
 from feedfwd.recipes.console import Listener
 from feedfwd.recipes.embed import found_by, found_by_words
-from feedfwd.recipes.labelled import TABLES
+from feedfwd.recipes.labelled import texts_of
 from feedfwd.recipes.rank import by_words, of_lists, of_pairs, to_rank
 from feedfwd.recipes.ranker import Ranker
 from feedfwd.recipes.retrieval import Measured, parts, read_like
@@ -69,7 +69,7 @@ def embed_file(path: Path, source: str, out: Path | None, listener: Listener) ->
         what = "vectors are written to a file" if out is None else f"--out {out} is of no form for vectors"
         raise ConfigError(what, hint="name one: --out vectors.npy")
     encoder = TextEncoder.load(path)
-    texts, notes = texts_of(source, encoder.config.text)
+    texts, _, notes = texts_of(source, encoder.config.text)
     found = encoder.encode(texts)
     with io.BytesIO() as buffer:
         np.save(buffer, found)
@@ -80,23 +80,11 @@ def embed_file(path: Path, source: str, out: Path | None, listener: Listener) ->
     listener.say(f"{out}: {len(found):,} vectors of length 1, {found.shape[1]} wide")
 
 
-def texts_of(source: str, column: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """A file's texts, of the column where it has it, with what to know; or the one text that is no file's name."""
-    if not source.strip():
-        raise DataError("the text is empty", hint="give a text, or a file of texts")
-    longest = 255  # bytes of a file's name; a longer one is no path, and asking for it raises
-    short = len(Path(source).name.encode("utf-8", "surrogatepass")) <= longest
-    if short and (Path(source).suffix.lower() in TABLES or Path(source).exists()):
-        table = read_table(source, text=column, exact=False, labelled=False)
-        return table.texts, table.notes
-    return (source,), ()
-
-
 def rank_file(path: Path, source: str) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
     """A row for each pair of a file, query by query, the best candidate first; and what to know of the file."""
     ranker = Ranker.load(path)
     config = ranker.config
-    table = read_pairs(source, text=config.text, candidate=config.data.candidate, exact=False, labelled=False)
+    table = read_pairs(source, text=config.text, candidate=config.data.candidate, other=True, labelled=False)
     scores = ranker.scores([j.query for j in table.judgements], [j.candidate for j in table.judgements])
     queries: dict[str, list[int]] = {}
     for i, j in enumerate(table.judgements):

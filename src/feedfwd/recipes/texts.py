@@ -364,7 +364,7 @@ def few(data: Dataset, shots: int, seed: int) -> tuple[Dataset, str]:
 
 def read_like(source: str, goal: Goal, text: str | None, target: str | None) -> TextTable:
     """Another file with the targets of a goal, by the training file's columns where it has them."""
-    return read_table(source, text=text, target=target, exact=False, kinds=(goal.kind,), labels=goal.classes)
+    return read_table(source, text=text, target=target, other=True, kinds=(goal.kind,), labels=goal.classes)
 
 
 def _kinds(config: FinetuneConfig) -> Sequence[Kind]:

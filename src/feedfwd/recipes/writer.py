@@ -12,6 +12,7 @@ from feedfwd.checkpoint import Run
 from feedfwd.config import parse
 from feedfwd.config_pretrain import PretrainConfig
 from feedfwd.data.corpus import Corpus
+from feedfwd.data.decoding import lines
 from feedfwd.data.tokenizer import TextTokenizer
 from feedfwd.data.tokens import tokenize
 from feedfwd.errors import ConfigError, DataError, RunError
@@ -137,9 +138,9 @@ def generate_run(
         raise ConfigError(f"--tokens {most} leaves nothing to write", hint="try --tokens 200")
     writer = Writer.load(path)
     if prompts is not None:
-        lines = _lines(prompts)
+        asked = _lines(prompts)
         for line, text in zip(
-            lines, writer.complete(lines, most=most, sampling=sampling, stop=stop, seed=seed), strict=True
+            asked, writer.complete(asked, most=most, sampling=sampling, stop=stop, seed=seed), strict=True
         ):
             out(json.dumps({"prompt": line, "text": text}, ensure_ascii=False) + "\n")
         return
@@ -153,12 +154,12 @@ def generate_run(
 
 def _lines(file: Path) -> list[str]:
     try:
-        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        found = lines(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file} can't be read ({error})", hint="give a text file with a prompt on each line") from None
-    if not lines:
+    if not found:
         raise DataError(f"{file} holds no prompt", hint="give a text file with a prompt on each line")
-    return lines
+    return found
 
 
 def evaluate_text(path: Path, source: str | None, listener: Listener) -> dict[str, float]:

@@ -55,7 +55,7 @@ def _result(run_dir: Path) -> dict[str, Any]:
 def _events(run_dir: Path) -> list[Event]:
     """The log's lines. A line that isn't JSON is one that a kill cut short; the run went on below it."""
     events = []
-    for line in (_text(run_dir / "log.jsonl") or "").splitlines():
+    for line in (_text(run_dir / "log.jsonl") or "").split("\n"):  # nothing else ends one
         try:
             event = json.loads(line)
         except json.JSONDecodeError:
