@@ -141,6 +141,10 @@ CASES: list[tuple[str, Make, str]] = [
     ("predict with no model's settings", spoilt(
         lambda: Path("tuned/preprocess.json").write_text('{"classes": ["x", "y"]}'), "predict", "tuned", "a text"
     ), "preprocess.json"),
+    ("predict an empty text", lambda: ["predict", "tuned", ""], "the text is empty"),
+    ("no folder to write to", lambda: ["predict", "tuned", "a", "--out", "no/o.csv"], "make its folder first"),
+    ("predict by what writes", lambda: ["predict", "base", "a"], "it is for `feedfwd generate`"),
+    ("explain into a file", lambda: ["predict", "tuned", "a", "--explain", "--out", "o.csv"], "leave one out"),
     ("predict for nothing", given(), "no DATA"),
 ]  # fmt: skip
 

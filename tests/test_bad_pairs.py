@@ -37,6 +37,9 @@ FILES = {
     "words.jsonl": lines({"query": "q{}", "answer": "a{}", "relevance": 1}, n=9)
     + lines({"query": "q", "answer": "a", "relevance": "good"}),
     "nan.jsonl": lines({"query": "q{}", "answer": "a{}", "relevance": "nan"}, n=9),
+    "judged.jsonl": lines({"query": "q{}", "candidate": "a{}", "relevance": 3}, n=9),
+    "triplets.jsonl": lines({"query": "question {}", "positive": "answer {}", "negative": "none {}"}, n=10),
+    "chats.toml": 'task = "instruct"\n[chat]\nlongest = 64\n',
     "zero.jsonl": lines({"query": "q{}", "answer": "a{}", "relevance": 0}, n=9),
     "lists.jsonl": lines({"query": "q{}", "candidates": ["a", "b"], "labels": [1]}, n=9),
     "blank.jsonl": lines({"query": " ", "answer": "a{}"}, n=9),
@@ -99,6 +102,9 @@ CASES: list[tuple[list[str], str, str]] = [
     ([*RANK, "pairs.jsonl", "--set", "data.mined=0"], "different relevance: nothing to rank", "data.mined"),
     ([*RANK, "pairs.jsonl", "--set", "loss.name=pointwise"], "equally relevant: nothing to rank", ""),
     ([*RANK, "pairs.jsonl", "--set", "adapt.rank=3"], "adapt.* is for --method lora and dora", ""),
+    (["finetune", "pairs.jsonl"], "can be learnt from as embed or instruct", "say which: --task embed"),
+    (["finetune", "judged.jsonl"], "--task rank needs a model that reads", "--from"),
+    (["finetune", "--config", "chats.toml", "pairs.jsonl"], "--task instruct needs a model that writes", "--from"),
     (["predict", "run", "texts.txt"], "vectors are written to a file", "--out vectors.npy"),
     (["predict", "run", "texts.txt", "--out", "v.csv"], "no form for vectors", ".npy"),
     (["predict", "run", "", "--out", "v.npy"], "the text is empty", ""),
@@ -126,3 +132,9 @@ def test_a_dry_run_of_nothing_exits_with_2(prepared: Path, monkeypatch, capsys):
     assert call(*RANK, "pairs.jsonl", "--set", "data.mined=0", "--dry-run") == 2
     assert call(*RANK, "pairs.jsonl", "--set", "encoder.longest=16", "--dry-run") == 0
     assert "the model sees 1" in capsys.readouterr().out
+
+
+def test_what_the_columns_tell_is_said(prepared: Path, monkeypatch, capsys):
+    monkeypatch.chdir(prepared)
+    assert call("finetune", "triplets.jsonl", "--dry-run", "--set", "bag.buckets=64") == 0
+    assert "taken as --task embed: columns query, positive, negative; --task says" in capsys.readouterr().out

@@ -67,6 +67,8 @@ def _flush(path: Path) -> None:
 def _room(error: OSError) -> str:
     if isinstance(error, PermissionError):
         return "choose a folder you may write to with --run"
+    if isinstance(error, FileNotFoundError):
+        return "make its folder first"
     return "free some space or choose another --run; what was saved before is intact"
 
 

@@ -168,7 +168,7 @@ def finetune(
             metavar="classify|regress|embed|rank|instruct|continue",
             help="What to learn; embed: vectors of texts, rank: which answer fits a query, both from pairs of texts; "
             "instruct: to answer, from conversations; continue: as in pretraining, from any text.  "
-            "[default: by the target column]",
+            "[default: by the columns]",
         ),
     ] = None,
     shots: Annotated[
@@ -220,10 +220,12 @@ def finetune(
                 return
             recipe.resume(resume, terminal, started=STARTED)
             return
+        task = task_of(terminal, flags, set_, config, labelled=teacher is not None or unlabelled is not None)
+        flags["task"], set_ = task, [pair for pair in set_ or [] if pair.partition("=")[0].strip() != "task"]
         for name, value in (("teacher", teacher), ("unlabelled", unlabelled)):
             if value is not None and task not in (None, "classify", "regress"):
                 raise ConfigError(f"--{name} is for labelled texts, not for --task {task}", hint="leave it out")
-            set_ = [*(set_ or []), *([f"distil.{name}={value}"] if value is not None else [])]
+            set_ = [*set_, *([f"distil.{name}={value}"] if value is not None else [])]
         if task == "continue":
             train_further(terminal, flags | {"shots": shots}, set_, config, run, dry_run)
             return
@@ -233,7 +235,7 @@ def finetune(
         if task in ("embed", "rank"):
             learn_from_pairs(terminal, flags | {"shots": shots}, set_, config, run, dry_run)
             return
-        set_ = [*(set_ or []), *([f"data.shots={shots}"] if shots is not None else [])]
+        set_ = [*set_, *([f"data.shots={shots}"] if shots is not None else [])]
         settings = layered(FinetuneConfig, config, set_, flags)
         if "source" not in settings:
             raise ConfigError("no DATA to train on", hint="try: feedfwd finetune train.csv")
@@ -242,6 +244,28 @@ def finetune(
             recipe.dry_run(chosen, terminal)
         else:
             recipe.finetune_config(chosen, run, terminal, started=STARTED)
+
+
+def task_of(
+    terminal: Any, flags: dict[str, Any], set_: list[str] | None, config: Path | None, *, labelled: bool
+) -> str | None:
+    """The task that was said anywhere, else what the columns tell, unless they are `labelled`; None by their target."""
+    from feedfwd.config_finetune import FinetuneConfig
+    from feedfwd.data.tasks import TASKS
+    from feedfwd.data.tasks import task_of as found_of
+    from feedfwd.errors import ConfigError, nearest
+
+    head = [pair for pair in set_ or [] if pair.partition("=")[0].strip() in ("task", "source", "target")]
+    settings = layered(FinetuneConfig, config, head, flags)
+    task, source = settings.get("task", "auto"), settings.get("source")
+    if task not in (*TASKS, "auto"):
+        raise ConfigError(f"there is no task {task!r}", hint=nearest(str(task), TASKS))
+    if task != "auto" or labelled or not isinstance(source, str):
+        return None if task == "auto" else str(task)
+    if (found := found_of(source, settings.get("target"))) is None:
+        return None
+    terminal.say(f"taken as --task {found[0]}: {found[1]}; --task says otherwise")
+    return found[0]
 
 
 def train_further(
@@ -260,6 +284,7 @@ def train_further(
     set_ = [*(set_ or []), *([f"data.column={column}"] if column is not None else [])]
     flags = flags | {"sources": None if source is None else [source], "task": None}
     settings = layered(PretrainConfig, config, set_, flags)
+    settings.pop("task", None)
     if "sources" not in settings:
         raise ConfigError("no text to train on", hint="try: feedfwd finetune texts.txt --task continue --from RUN")
     if "pretrained" not in settings:
@@ -501,7 +526,7 @@ def predict(
     ] = None,
     data_dir: DataDir = None,
     explain: Annotated[
-        bool, typer.Option("--explain", help="For one text: what carried the answer, and the nearest training texts.")
+        bool, typer.Option("--explain", help="What of a text carried the answer, and the nearest training texts.")
     ] = False,
 ) -> None:
     """Apply a trained run to new inputs."""
@@ -511,7 +536,7 @@ def predict(
     if explain:
         from feedfwd.recipes.explain import explain_run
 
-        explain_run(run, data, Terminal())
+        explain_run(run, data, out, Terminal())
         return
     predict_run(run, data, out, Terminal(), data_dir=data_dir)
 

@@ -75,7 +75,8 @@ def test_shared_texts_ignore_case_and_spaces() -> None:
         ("a,b\n1,2\n3,4\n", "no column of text"),
         ("text,label\n , \n", "no column of text"),
         ("text,label\na,\nb,\n", "no row with text and label"),
-        ("text,score\n" + "".join(f"t{i},{i / 7:.3f}\n" for i in range(60)), "score"),
+        ("text,title\n" + "".join(f"t{i},of {i}\n" for i in range(60)), "no column that looks like labels"),
+        ("text,label\n" + "".join(f"{i},of {i % 2}\n" for i in range(9)), "no column of text beside 'label'"),
     ],
 )
 def test_what_cannot_be_used_is_said(tmp_path: Path, content: str, words: str) -> None:
@@ -92,3 +93,16 @@ def test_an_absent_column_names_the_nearest(tmp_path: Path) -> None:
         read_table(str(path), target="catgory")
     with pytest.raises(DataError, match="--text"):
         read_table(str(path), text="txt")
+
+
+def test_a_column_of_numbers_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    rows = [f"text {i},{i / 7:.3f},{'ab'[i % 2]},x{i}" for i in range(60)]
+    path.write_text("\n".join(["text,price", *(row.rsplit(",", 2)[0] for row in rows)]), encoding="utf-8")
+    assert (read_table(str(path)).numbers or ())[7] == 1.0
+    path.write_text("\n".join(["text,price,label,code", *rows]), encoding="utf-8")
+    assert read_table(str(path)).target == "label"
+    assert read_table(str(path), kinds=("number",)).target == "price"
+    path.write_text("\n".join(["text,price,label,cost", *(row[: row.rindex(",")] + ",2" for row in rows)]))
+    with pytest.raises(DataError, match=r"2 columns of numbers beside 'text' \(columns: price, cost\): say which"):
+        read_table(str(path), kinds=("number",))

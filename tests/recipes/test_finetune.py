@@ -189,7 +189,7 @@ CASES: list[Case] = [
     ("broken JSON", lambda d: [written(d / "t.jsonl", '{"text": "a", "label"')], "row 1 is no JSON object"),
     ("no label column", lambda d: [written(d / "t.csv", "text\na b\nc d\n")], "labels are missing"),
     ("one class", lambda d: [written(d / "t.csv", "text,label\na,x\nb,x\nc,x\n")], "one class only, 'x'"),
-    ("a class a text", lambda d: [written(d / "t.csv", "text,label\na,x\nb,y\nc,z\n")], "fewer than two each"),
+    ("a class a text", lambda d: [written(d / "t.csv", "text,label\na,x\nb,y\nc,z\n")], "say --task regress"),
     (
         "lists for one label",
         lambda d: [written(d / "t.jsonl", '{"text": "a", "label": ["x"]}\n'), "--set", "data.several=false"],
@@ -204,7 +204,8 @@ CASES: list[Case] = [
         lambda d: [str(table(d / "t.csv", labels=("card", "money"))), "--test", str(table(d / "u.csv"))],
         "'hello', which the training data don't have",
     ),
-    ("another task", lambda d: [str(table(d / "t.csv")), "--task", "rnk"], "task='rnk' can't be used"),
+    ("another task", lambda d: [str(table(d / "t.csv")), "--task", "rnk"], "no task 'rnk': did you mean 'rank'?"),
+    ("another task said otherwise", lambda d: [str(table(d / "t.csv")), "--set", "task=embd"], "did you mean 'embed'?"),
     ("numbers of words", lambda d: [str(table(d / "t.csv")), "--task", "regress"], "row 1: 'label' holds 'card'"),
     ("unknown setting", lambda d: [str(table(d / "t.csv")), "--set", "bag.wdth=3"], "unknown setting 'bag.wdth'"),
     ("clip", lambda d: [str(table(d / "t.csv")), "--set", "train.clip=1"], "leave train.clip out"),

@@ -139,11 +139,16 @@ def test_explain_is_said_and_refused_in_one_line(run: Path, tmp_path: Path, caps
     main_or_exit()
     said = capsys.readouterr().out
     assert said.startswith("card (") and "for it:" in said and "like " in said
+    sys.argv[3] = written = str(tmp_path / "t.csv")
+    Path(written).write_text("text,label\n" + "the card is lost,x\n" * 7)
+    main_or_exit()
+    said = capsys.readouterr().out
+    assert said.count("'the card is lost':\ncard (") == 5 and "the first 5 of 7 texts" in said
     with pytest.raises(DataError, match="empty"):
         from feedfwd.recipes.console import Silent
         from feedfwd.recipes.explain import explain_run
 
-        explain_run(run, " ", Silent())
+        explain_run(run, " ", None, Silent())
 
 
 def test_nothing_is_fitted_where_it_is_not_wanted(run: Path, tmp_path: Path) -> None:

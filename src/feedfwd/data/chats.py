@@ -16,6 +16,7 @@ ROLES = {
     "user": "user", "human": "user", "prompter": "user",
     "assistant": "assistant", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant",
 }  # fmt: skip
+TURNS = ("messages", "conversations", "conversation", "chat")
 ASKED = ("prompt", "instruction", "question", "query", "input", "user")
 ANSWERED = ("completion", "response", "output", "answer", "chosen", "assistant")
 
@@ -86,7 +87,7 @@ def recognised(row: Any) -> tuple[str, Chat]:
     """
     if not isinstance(row, Mapping):
         raise ValueError("no JSON object")
-    for name in ("messages", "conversations", "conversation", "chat"):
+    for name in TURNS:
         if row.get(name) is not None:
             return name, _turns(row[name], row.get("system"))
     names = {str(name).lower(): name for name in row}

@@ -131,8 +131,11 @@ class Dataset:
             goal = _count(1 if self.targets.dim() == 1 else self.targets.shape[1], "real-valued target")
         return f"{self.name}: {len(self):,} {what}, {goal}"
 
-    def check_trainable(self) -> None:
-        """Raises DataError where there is nothing to learn: one class, constant targets or inputs, too few examples."""
+    def check_trainable(self, numbers: str = "store the targets as floats") -> None:
+        """Raises DataError where there is nothing to learn: one class, constant targets or inputs, too few examples.
+
+        `numbers` says what makes numbers of classes.
+        """
         n = len(self)
         if n < 2:
             raise DataError(f"{self.name} has one example", hint="training needs at least two")
@@ -146,7 +149,7 @@ class Dataset:
             if 2 * present > n:
                 raise DataError(
                     f"{self.name} has {present:,} classes for {n:,} examples, fewer than two each",
-                    hint="give more examples; for regression store the targets as floats",
+                    hint=f"give more examples; for regression {numbers}",
                 )
         elif self.task == "labels":
             same = (self.targets == self.targets[0]).all(0).nonzero()[:, 0].tolist()

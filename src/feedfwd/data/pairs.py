@@ -129,12 +129,12 @@ class Names:
         if twice := next((name for name in said if said.count(name) > 1), None):
             raise DataError(f"column {twice!r} is named for two parts of a row", hint="name two columns")
         free = [name for name in columns if name not in said]
-        query = text or _by_name(free, QUERIES)
-        candidate = candidate or _by_name([name for name in free if name != query], CANDIDATES)
+        query = text or by_name(free, QUERIES)
+        candidate = candidate or by_name([name for name in free if name != query], CANDIDATES)
         free = [name for name in free if name not in (query, candidate)]
         wordy = [name for name in free if is_wordy(columns[name]) or _lists(columns[name])]
         if candidate is None:
-            label = target or _by_name(free, TARGET_NAMES)
+            label = target or by_name(free, TARGET_NAMES)
             if label is not None:
                 first = query or next((name for name in wordy if name != label), None)
                 if first is None:
@@ -152,7 +152,7 @@ class Names:
                 raise DataError(what, hint=f"say which with --text COLUMN; {nearest('query', columns)}")
             query = wordy[0]
         aside = None
-        if target is None and (found := _by_name([n for n in free if n != query], RELEVANCES)) is not None:
+        if target is None and (found := by_name([n for n in free if n != query], RELEVANCES)) is not None:
             if found.lower() in TARGET_NAMES and is_wordy(columns[found]):
                 aside = found
             else:
@@ -160,7 +160,8 @@ class Names:
         return cls(query, candidate, negatives, target, aside)
 
 
-def _by_name(columns: Iterable[str], known: Sequence[str]) -> str | None:
+def by_name(columns: Iterable[str], known: Sequence[str]) -> str | None:
+    """The column with the first of the known names."""
     lower = {name.lower(): name for name in columns}
     return next((lower[name] for name in known if name in lower), None)
 

@@ -135,6 +135,9 @@ def _text_column(path: Path, columns: dict[str, list[Any]], said: str | None, ta
     wordy = [name for name, values in columns.items() if name != target and is_wordy(values)]
     if not wordy:
         raise DataError(f"{path} has no column of text", hint=f"its columns: {', '.join(columns)}")
+    if len(wordy) == 1 < len(columns) and wordy[0].lower() in TARGET_NAMES:
+        what = f"{path} has no column of text beside {wordy[0]!r} (columns: {', '.join(columns)})"
+        raise DataError(what, hint="if that holds the texts, say so with --text")
     for known in TEXT_NAMES:
         for name in wordy:
             if name.lower() == known:
@@ -142,26 +145,55 @@ def _text_column(path: Path, columns: dict[str, list[Any]], said: str | None, ta
     return max(wordy, key=lambda name: sum(len(str(v)) for v in islice(columns[name], 1000) if v is not None))
 
 
-def _target_column(path: Path, columns: dict[str, list[Any]], text: str, said: str | None) -> str:
+def _target_column(
+    path: Path, columns: dict[str, list[Any]], text: str, said: str | None, kinds: Sequence[Kind]
+) -> str:
     if said is not None:
         if (found := named_column(path, columns, said, "--target")) == text:
             raise DataError(f"--text and --target are both {found!r}", hint="name two columns")
         return found
     others = [name for name in columns if name != text]
+    numeric = [name for name in others if _is_numeric(columns[name])]
+    numbers = kinds == ("number",)
+    others = numeric if numbers and numeric else others
     for known in TARGET_NAMES:
         for name in others:
             if name.lower() == known:
                 return name
     if not others:
         raise DataError(f"{path} has one column only, {text!r}: labels are missing", hint="add a column of labels")
-    distinct = {name: len({str(v) for v in columns[name] if v is not None}) for name in others}
-    repeated = [name for name in others if 2 <= distinct[name] <= max(2, len(columns[name]) // 2)]
+    if len(others) == 1 and numeric == others:
+        return others[0]
+    if numbers:
+        what = f"{path} has {len(numeric) or 'no'} columns of numbers beside {text!r} (columns: {', '.join(others)})"
+        raise DataError(what, hint="say which with --target COLUMN")
+    repeated = [name for name in others if looks_like_labels(columns[name])]
     if not repeated:
         raise DataError(
             f"{path} has no column that looks like labels beside {text!r} (columns: {', '.join(others)})",
             hint="say which with --target COLUMN",
         )
-    return min(repeated, key=lambda name: distinct[name])
+    return min(repeated, key=lambda name: len(_distinct(columns[name])))
+
+
+def _distinct(values: list[Any]) -> set[str]:
+    return {str(value) for value in values if value is not None}
+
+
+def looks_like_labels(values: list[Any]) -> bool:
+    """Whether most of the column's values come back."""
+    return 2 <= len(_distinct(values)) <= max(2, len(values) // 2)
+
+
+def _is_numeric(values: list[Any]) -> bool:
+    given = _given(values)
+    return bool(given) and all(
+        isinstance(value, int | float) or NUMBER.fullmatch(str(value).strip()) for value in given
+    )
+
+
+def _given(values: list[Any]) -> list[Any]:
+    return [value for value in values if value is not None and str(value).strip()]
 
 
 def _has(columns: dict[str, list[Any]], said: str) -> bool:
@@ -205,7 +237,7 @@ def _targets(
         return _Found(
             ",".join(flags), "labels", sets
         ), f", several labels from {len(flags)} columns of 0 and 1: {listing}"
-    column = _target_column(path, columns, text, said)
+    column = _target_column(path, columns, text, said, kinds)
     values = columns[column]
     guess = _kind(values)
     taken = guess if guess in kinds else kinds[0]
@@ -252,10 +284,10 @@ def _is_one(value: Any) -> bool:
 
 def _kind(values: list[Any]) -> Kind:
     """What a column of targets holds."""
-    given = [value for value in values if value is not None and str(value).strip()]
+    given = _given(values)
     if any(isinstance(value, list) for value in given):
         return "labels"
-    if given and all(isinstance(value, int | float) or NUMBER.fullmatch(str(value).strip()) for value in given):
+    if _is_numeric(values):
         distinct = {float(value) for value in given}
         fractions = sum(not value.is_integer() for value in distinct)
         if fractions > MANY and 2 * fractions > len(distinct):

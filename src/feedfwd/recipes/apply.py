@@ -14,12 +14,12 @@ from feedfwd.data.dataset import Dataset
 from feedfwd.data.readers import load, load_inputs
 from feedfwd.data.table_preprocess import TablePreprocessor
 from feedfwd.data.tables import TableData, asked, load_table
-from feedfwd.errors import ConfigError
+from feedfwd.errors import ConfigError, RunError
 from feedfwd.recipes.console import Listener
 from feedfwd.recipes.labelled import evaluate_labelled, predict_labelled
 from feedfwd.recipes.predictor import Predictor
 from feedfwd.recipes.prepare import parts
-from feedfwd.recipes.verbs import verb_of
+from feedfwd.recipes.verbs import COMMAND, USE, verb_of
 from feedfwd.recipes.writer import evaluate_text
 from feedfwd.report.words import interval, score, word
 
@@ -78,6 +78,9 @@ def _labelled(predictor: Predictor, source: str, data_dir: Path | None) -> Datas
 def predict_run(path: Path, source: str, out: Path | None, listener: Listener, *, data_dir: Path | None = None) -> None:
     """Answers for inputs without labels, as CSV or JSON lines; to the screen where no file is named."""
     verb = verb_of(path)
+    if verb in ("pretrain", "instruct"):
+        what = f"{path} is a run of {COMMAND.get(verb, f'`feedfwd {verb}`')}, which writes"
+        raise RunError(what, hint=f"it is for {USE[verb]}")
     if verb == "embed":
         from feedfwd.recipes.retrieved import embed_file
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from feedfwd.checkpoint import Run, write_whole
 from feedfwd.data.ngrams import named_ngrams
-from feedfwd.errors import DataError, RunError
+from feedfwd.errors import ConfigError, DataError, RunError
 from feedfwd.evaluate.scope import nearest
 from feedfwd.models.bag import Bag
 from feedfwd.recipes.console import Listener
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SHOWN = 6  # pieces for an answer, as many against it
 SIMILAR = 3
+TOLD = 5  # texts of a file
 
 
 @dataclass(frozen=True)
@@ -134,13 +135,23 @@ def _left_out(classifier: "TextClassifier", text: str, best: int) -> list[tuple[
     return list(zip(words, (ahead[0] - ahead[1:]).tolist(), strict=True))
 
 
-def explain_run(path: Path, text: str, listener: Listener) -> None:
-    """`feedfwd predict RUN TEXT --explain`."""
+def explain_run(path: Path, source: str, out: Path | None, listener: Listener) -> None:
+    """`feedfwd predict RUN TEXT --explain`, or of the first texts of a file."""
     from feedfwd.recipes.classifier import TextClassifier
+    from feedfwd.recipes.labelled import texts_of
 
     if verb_of(path) != "finetune":
         raise DataError(f"{path} is no classifier of texts", hint="--explain is for runs of `feedfwd finetune`")
-    if not text.strip():
-        raise DataError("the text is empty", hint="give a text")
-    for line in TextClassifier.load(path).explain(text).lines():
-        listener.say(line)
+    if out is not None:
+        raise ConfigError(f"--explain is for the screen, not for --out {out}", hint="leave one out")
+    classifier = TextClassifier.load(path)
+    texts, _, notes = texts_of(source, classifier.config.text, classifier.config.target)
+    for note in notes:
+        listener.say(f"note: {note}")
+    for text in texts[:TOLD]:
+        if len(texts) > 1:
+            listener.say(f"{text!r}:")
+        for line in classifier.explain(text).lines():
+            listener.say(line)
+    if len(texts) > TOLD:
+        listener.say(f"these are the first {TOLD} of {len(texts):,} texts; give another one by itself")

@@ -313,7 +313,7 @@ def parts(config: FinetuneConfig) -> tuple[Texts, Texts | None, Texts, Goal, dic
     whole = read_table(config.source, text=config.text, target=config.target, kinds=_kinds(config))
     goal = goal_for(whole)
     data = goal.targets(whole)
-    data.check_trainable()
+    data.check_trainable("say --task regress")
     notes = list(whole.notes)
     assert whole.target is not None
     columns = {"text": whole.text, "target": whole.target}
