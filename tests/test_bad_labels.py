@@ -179,6 +179,7 @@ def test_a_dry_run_shows_what_the_model_sees_and_writes_nothing(
 ) -> None:
     monkeypatch.chdir(prepared)
     argv = ["t.jsonl", "--from", "base", "--method", "lora", "--dry-run", "--set", "encoder.longest=8"]
+    argv += ["--set", "adapt.targets=attention.*"]
     before = sorted(prepared.rglob("*"))
     assert call("finetune", *argv) == 0
     said = capsys.readouterr().out

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from feedfwd.config import (
     Count,
     FFNSpec,
+    Names,
     Positive,
     Real,
     Recipe,
@@ -84,7 +85,7 @@ class AdaptConfig(Settings):
     rank: Count = 16
     alpha: Positive = Field(32.0, description="the low-rank product counts alpha / rank")
     dropout: Share = 0.0
-    targets: list[str] = Field(
+    targets: Names = Field(
         ["attention.*", "ffn.*"], description="linear maps by path or its end, with wildcards", min_length=1
     )
     start: str | None = Field(None, description="adapters to go on from: a run of lora or dora, or a folder of peft's")

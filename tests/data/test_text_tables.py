@@ -106,3 +106,13 @@ def test_a_column_of_numbers_is_found(tmp_path: Path) -> None:
     path.write_text("\n".join(["text,price,label,cost", *(row[: row.rindex(",")] + ",2" for row in rows)]))
     with pytest.raises(DataError, match=r"2 columns of numbers beside 'text' \(columns: price, cost\): say which"):
         read_table(str(path), kinds=("number",))
+
+
+def test_an_empty_cell_of_several_labels_is_an_empty_list(tmp_path: Path) -> None:
+    cells, lists = ["x;y", "", "y", "x"], [["x", "y"], [], ["y"], ["x"]]
+    path = tmp_path / "t.csv"
+    path.write_text("text,label\n" + "".join(f"text {i},{cell}\n" for i, cell in enumerate(cells)), encoding="utf-8")
+    polars.DataFrame({"text": [f"text {i}" for i in range(4)], "label": lists}).write_ndjson(tmp_path / "t.jsonl")
+    table = read_table(str(path))
+    assert table.sets == read_table(str(tmp_path / "t.jsonl")).sets == tuple(map(frozenset, lists))
+    assert any("1 text has no label, which is learnt too" in note for note in table.notes)

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from meanings import Lines
@@ -15,7 +16,9 @@ from feedfwd.cli import main
 from feedfwd.config_finetune import FinetuneConfig
 from feedfwd.recipes import finetune as recipe
 from feedfwd.recipes.apply import evaluate_run
+from feedfwd.recipes.goals import SeveralLabels
 from feedfwd.recipes.interrupt import Interrupted
+from feedfwd.recipes.texts import parts
 
 SMALL = ["--set", "bag.buckets=4096", "--set", "bag.width=16"]
 WORDS = {"card": "card lost stolen arrive", "money": "top up cash transfer", "hello": "good morning dear team"}
@@ -138,6 +141,16 @@ def test_a_run_reads_other_files_by_its_own_columns(tmp_path: Path, capsys: pyte
         out, error = capsys.readouterr()
         predicted.append(out)
     assert predicted[0] == predicted[1] and "text from column 'q'" in error
+
+
+def test_classes_without_a_test_text_are_told(tmp_path: Path) -> None:
+    data, test = table(tmp_path / "t.csv"), table(tmp_path / "u.csv", labels=("card", "money"))
+    assert any("1 of 3 classes has no test text: macro F1" in note for note in parts(small(data, test=str(test)))[-1])
+
+
+def test_the_likeliest_of_several_labels_is_shown() -> None:
+    row = SeveralLabels(("x", "y")).row(np.array([0.2, 0.4]))
+    assert row == {"prediction": "", "probability": "", "likeliest": "y", "its probability": 0.4}
 
 
 def test_a_layer_of_any_kind_serves(tmp_path: Path) -> None:

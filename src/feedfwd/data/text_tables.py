@@ -305,11 +305,9 @@ def _kind(values: list[Any]) -> Kind:
     return "labels" if joined and again else "label"
 
 
-def _set(value: Any) -> frozenset[str] | None:
-    """The labels of a text: of a list, or between semicolons; none of an empty one, None where nothing was said."""
-    if value is None:
-        return None
-    parts = value if isinstance(value, list) else str(value).split(";")
+def _set(value: Any) -> frozenset[str]:
+    """The labels of a text: of a list, or between semicolons; an empty cell is an empty list."""
+    parts = value if isinstance(value, list) else str(value or "").split(";")
     return frozenset(name for part in parts if part is not None and (name := _name(part)))
 
 
@@ -357,7 +355,8 @@ def _about_labels(texts: Sequence[str], targets: Sequence[Any], kind: Kind) -> l
                 f"classes are uneven: {common!r} has {most:,} {plural}, {rare!r} {fewest:,}; macro F1 counts all alike"
             )
     if kind == "labels" and (bare := sum(not names for names in targets)):
-        notes.append(f"{bare:,} text{'s have' if bare > 1 else ' has'} no label, which is learnt too")
+        what = f"{bare:,} text{'s have' if bare > 1 else ' has'} no label"
+        notes.append(f"{what}, which is learnt too: leave unknown ones out")
     said: dict[str, set[Any]] = {}
     for text, target in zip(texts, targets, strict=True):
         said.setdefault(folded(text), set()).add(target)

@@ -114,7 +114,9 @@ class SeveralLabels(Goal):
 
     def row(self, answer: Floats) -> dict[str, Any]:
         chosen = {name: float(p) for name, p in zip(self.classes, answer, strict=True) if p >= 0.5}
-        return {"prediction": ";".join(chosen), "probability": ";".join(f"{p:.6g}" for p in chosen.values())}
+        found = {"prediction": ";".join(chosen), "probability": ";".join(f"{p:.6g}" for p in chosen.values())}
+        best = int(answer.argmax())  # to be seen where none is chosen
+        return found | {"likeliest": self.classes[best], "its probability": round(float(answer[best]), 6)}
 
     def scores(self, answers: Floats, targets: Tensor) -> dict[str, float]:
         return label_scores(answers, targets.numpy())

@@ -12,7 +12,7 @@ from feedfwd.data.text_tables import read_table
 from feedfwd.errors import DataError
 from feedfwd.recipes.classifier import TextClassifier
 from feedfwd.recipes.console import Listener
-from feedfwd.recipes.texts import parts, read_like
+from feedfwd.recipes.texts import parts, read_like, untested
 from feedfwd.report.words import interval, score, word
 
 
@@ -27,7 +27,7 @@ def evaluate_labelled(path: Path, source: str | None, listener: Listener) -> dic
     else:
         table = read_like(source, goal, config.text, config.target)
         texts, data, name = table.texts, goal.targets(table), source
-        for note in table.notes:
+        for note in (*table.notes, *untested(goal, data)):
             listener.say(f"note: {note}")
     answers = classifier.answers(classifier.rows(texts))
     scores = goal.scores(answers, data.targets)

@@ -338,12 +338,22 @@ def parts(config: FinetuneConfig) -> tuple[Texts, Texts | None, Texts, Goal, dic
     if isinstance(goal, Number):
         goal = replace(goal, mean=float(rest.targets.mean()), std=float(rest.targets.std()))
     train = _texts(whole, rest), rest
+    notes += untested(goal, test[1])
     if twice := shared_texts(train[0], test[0]):
         shown = test[0][twice[0]]
         shown = shown if len(shown) <= 60 else shown[:60] + "…"
         plural = "s stand" if len(twice) > 1 else " stands"
         notes.append(f"{len(twice):,} test text{plural} in the training part too, for example {shown!r}")
     return train, validation, test, goal, columns, notes
+
+
+def untested(goal: Goal, test: Dataset) -> list[str]:
+    """How many classes have no test text, in words."""
+    absent = goal.outputs - len(torch.unique(test.targets)) if goal.kind == "label" else 0
+    if not absent:
+        return []
+    what = f"{absent:,} of {goal.outputs:,} classes {'have' if absent > 1 else 'has'} no test text"
+    return [f"{what}: macro F1 is the mean over those that are tested or answered"]
 
 
 def few(data: Dataset, shots: int, seed: int) -> tuple[Dataset, str]:
