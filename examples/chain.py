@@ -90,7 +90,7 @@ def main(folder: Path = Path("runs/chain"), minutes: float = 1.4, **more) -> dic
         pretrained(folder / "untrained", Silent(), train=MASKED["train"] | {"steps": 1, "health": False})
         random = finetuned(folder / "random", folder / "untrained", terminal, **more)
     print("\n--- 4. TF-IDF and logistic regression")
-    train, _, test, goal, _ = parts(ours.config)
+    train, _, test, goal, *_ = parts(ours.config)
     truth = np.asarray(goal.classes)[test[1].targets.numpy()]
     labels = np.asarray(goal.classes)[train[1].targets.numpy()]
     texts = list(test[0])

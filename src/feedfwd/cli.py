@@ -251,18 +251,17 @@ def task_of(
 ) -> str | None:
     """The task that was said anywhere, else what the columns tell, unless they are `labelled`; None by their target."""
     from feedfwd.config_finetune import FinetuneConfig
-    from feedfwd.data.tasks import TASKS
-    from feedfwd.data.tasks import task_of as found_of
+    from feedfwd.data import tasks
     from feedfwd.errors import ConfigError, nearest
 
     head = [pair for pair in set_ or [] if pair.partition("=")[0].strip() in ("task", "source", "target")]
     settings = layered(FinetuneConfig, config, head, flags)
     task, source = settings.get("task", "auto"), settings.get("source")
-    if task not in (*TASKS, "auto"):
-        raise ConfigError(f"there is no task {task!r}", hint=nearest(str(task), TASKS))
+    if task not in (*tasks.TASKS, "auto"):
+        raise ConfigError(f"there is no task {task!r}", hint=nearest(str(task), tasks.TASKS))
     if task != "auto" or labelled or not isinstance(source, str):
         return None if task == "auto" else str(task)
-    if (found := found_of(source, settings.get("target"))) is None:
+    if (found := tasks.task_of(source, settings.get("target"))) is None:
         return None
     terminal.say(f"taken as --task {found[0]}: {found[1]}; --task says otherwise")
     return found[0]

@@ -19,6 +19,7 @@ ROWS: dict[str, tuple[dict[str, Any], str | None]] = {  # {} in a text is the ro
     "triplets": ({"anchor": "q {}", "positive": "a {}", "negative": "b {}"}, "embed"),
     "two sentences": ({"sentence1": "q {}", "sentence2": "a {}"}, "embed"),
     "judged": ({"query": "q {}", "candidate": "a {}", "relevance": 3}, "rank"),
+    "judged texts": ({"text": "q {}", "document": "a {}", "relevance": 3}, "rank"),
     "judged lists": ({"query": "q {}", "candidates": ["a {}", "b"], "labels": [0, 1]}, "rank"),
     "similar": ({"sentence1": "q {}", "sentence2": "a {}", "score": 0.5}, "rank"),
     "labels": ({"text": "t {}", "label": "x"}, None),

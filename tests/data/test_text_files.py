@@ -84,7 +84,7 @@ def test_a_folder_of_files_is_one_table(tmp_path: Path) -> None:
     written(tmp_path / "d" / "more" / "train-2.jsonl", '{"text": "e f", "label": "x"}\n')
     written(tmp_path / "d" / "test.csv", csv([("g h", "x")]))
     table = read_table(str(tmp_path / "d"))
-    assert table.texts == ("e f", "a b", "c d") and "without 1 that is not named train" in table.notes[0]
+    assert table.texts == ("e f", "a b", "c d") and "without 1 that is not named train; --test" in table.notes[0]
     assert read_table(str(tmp_path / "d"), other=True).texts == ("g h",)
     assert len(read_table(str(tmp_path / "d"), labelled=False)) == 4
     written(tmp_path / "d" / "train-3.csv", "q,category\na,x\n")

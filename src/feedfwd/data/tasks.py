@@ -26,7 +26,8 @@ def task_of(source: str, target: str | None = None) -> tuple[str, str] | None:
     form = _conversations(columns)
     if form in TURNS:
         return "instruct", f"column {form}"
-    pair = [name for names in (QUERIES, CANDIDATES) if (name := by_name(columns, names)) and _is_text(columns[name])]
+    queries = QUERIES if by_name(columns, RATINGS) is None else (*QUERIES, "text", "sentence")
+    pair = [name for names in (queries, CANDIDATES) if (name := by_name(columns, names)) and _is_text(columns[name])]
     negatives = [name for name in columns if NEGATIVE.fullmatch(name.lower())]
     rest = [name for name in columns if name not in (*pair, *negatives)]
     rating = by_name(rest, RELEVANCES) if target is None else target

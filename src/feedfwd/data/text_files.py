@@ -36,7 +36,7 @@ def read_columns(source: str, *, labelled: bool = True, part: str = "train", mos
     files, notes = _files(source, FORMS, part)
     if (classes := _classes(source, files)) is not None:
         notes.append(f"labels from {len(set(classes)):,} folders, a text a file")
-        return Columns({"text": [read_text(f, notes, ".txt") for f in files], "label": classes}, notes)
+        return Columns({"text": [read_text(f, notes, ".txt") for f in files[:most]], "label": classes[:most]}, notes)
     values: dict[str, list[Any]] = {}
     for file in files[:1] if most is not None else files:
         told: list[str] = []
@@ -77,6 +77,8 @@ def _files(source: str, forms: tuple[str, ...], part: str) -> tuple[list[Path], 
     notes = [f"{source}: {', '.join(chosen[:3])}{', …' if len(chosen) > 3 else ''}"]
     if left := len(files) - len(chosen):
         notes[0] += f", without {left:,} that {'are' if left > 1 else 'is'} not named {part}"
+        if part == "train" and any("test" in file.name.lower() for file in files):
+            notes[0] += f"; --test {source} takes those named test"
     return [root / name for name in chosen], notes
 
 
