@@ -13,7 +13,7 @@ demo: .venv/.demo
 	$(BIN)/python examples/chain.py
 
 test: .venv/.dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n auto -m "not slow"
 
 check: test lint slow
 
