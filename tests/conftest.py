@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# Networks here are tiny: one thread is fastest, and what a second one would wait for is another worker's test. Read when
-# torch is imported, and inherited by the processes that tests start.
+# Networks here are tiny: one thread is fastest, and what a second one would wait for is another worker's test. Read
+# when torch is imported, and inherited by the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The same examples on every run, so that no change is blamed for chance; HYPOTHESIS_PROFILE=search looks further.
