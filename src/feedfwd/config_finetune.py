@@ -37,11 +37,12 @@ class LabelledConfig(Settings):
 class BagConfig(Settings):
     """Hashed n-grams, a vector for each bucket, their weighted sum, and the layers above it."""
 
-    buckets: Count = Field(131072, description="into which n-grams are hashed; each has a vector")
+    buckets: Count = Field(262144, description="into which n-grams are hashed; each has a vector")
     width: Count = Field(128, description="of a vector")
     words: Annotated[int, Field(ge=0, le=5)] = Field(2, description="longest run of words; 0: none")
     shortest: Count = Field(2, description="shortest run of characters")
     longest: Annotated[int, Field(ge=0, le=10)] = Field(5, description="longest run of characters; 0: none")
+    digits: bool = Field(False, description="tell digits apart; else each reads as 0")
     hidden: list[Count] = Field([], description="width of each hidden layer; none: a linear layer")
     residual: bool = Field(False, description="x + FFN(norm(x)) blocks instead of plain layers")
     norm: Literal["none", "layer", "rms", "batch"] = "none"
@@ -112,6 +113,7 @@ class RowOptimizerConfig(Settings):
     """Adam that touches of the embedding only the rows that a batch looks up."""
 
     lr: Positive = Field(0.01, description="peak learning rate")
+    ngrams: Positive = Field(0.15, description="how many times the rate the n-grams' vectors learn at, by one scale")
     head: Positive = Field(1.0, description="how many times the rate the head of a pretrained model learns at")
     layer_decay: Annotated[Real, Field(gt=0, le=1)] = Field(
         1.0, description="rate of each layer of a pretrained model, relative to the one above it"
@@ -131,7 +133,10 @@ class LabelLossConfig(Settings):
     """Cross-entropy of the labels."""
 
     label_smoothing: Share = 0.0
-    class_weights: Literal["none", "balanced"] = Field("none", description="balanced: every class counts the same")
+    class_weights: Literal["auto", "none", "root", "balanced"] = Field(
+        "auto",
+        description="balanced: every class counts the same; root: halfway there; auto: root for one label a text",
+    )
 
 
 class FinetuneUpdates(UpdatesConfig):

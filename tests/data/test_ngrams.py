@@ -80,3 +80,14 @@ def test_batches_go_on_where_they_stopped() -> None:
     again = RaggedBatches(rows_of(50), torch.arange(50), 8, alike=True)
     again.load_state_dict(stream.state_dict())
     assert all(torch.equal(next(stream).targets, next(again).targets) for _ in range(9))
+
+
+def test_digits_read_alike_where_they_are_not_told_apart() -> None:
+    one, two = ["up 12.5 %", "up ３４.９ %"], ["up 00.0 %"] * 2
+    assert [row.tolist() for row in ngrams(one, 1 << 20, digits=False)] == [
+        row.tolist() for row in ngrams(two, 1 << 20)
+    ]
+    assert [piece for piece, _ in named_ngrams("in 2024", 1 << 20, words=1, chars=(0, 0), digits=False)] == [
+        "in",
+        "0000",
+    ]

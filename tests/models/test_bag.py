@@ -31,7 +31,7 @@ def test_an_update_touches_only_the_rows_of_its_ngrams() -> None:
 
 def test_rows_move_as_in_sparse_adam_and_the_rest_as_in_adamw() -> None:
     torch.manual_seed(0)
-    ours, theirs = Bag(16, 4, [8], 3), Bag(16, 4, [8], 3)
+    ours, theirs = Bag(16, 4, [8], 3, std=0.1), Bag(16, 4, [8], 3, std=0.1)
     theirs.load_state_dict(ours.state_dict())
     adam = RowAdam(ours.named_parameters(), lr=0.05, weight_decay=0.1)
     sparse = torch.optim.SparseAdam([theirs.embedding.weight], lr=0.05)
@@ -50,3 +50,21 @@ def test_rows_move_as_in_sparse_adam_and_the_rest_as_in_adamw() -> None:
                 optimizer.step()
     for name, tensor in ours.state_dict().items():  # torch scales eps by the bias correction of the squares
         assert torch.allclose(tensor, theirs.state_dict()[name], atol=1e-4), name
+
+
+def test_a_table_of_one_scale_moves_by_its_gradient_over_that_of_all_its_rows() -> None:
+    table = torch.nn.Embedding(16, 4, sparse=True)
+    rows = RowAdam(
+        table.named_parameters(), lr=0.1, betas=(0.9, 0.5), eps=0.0, rate=lambda name: 0.2, alike=lambda name: True
+    )
+    expected, mean = table.weight.detach().clone(), 0.0
+    for step, places in enumerate(([3, 5, 3], [5, 7]), start=1):
+        g = torch.zeros(16, 4)
+        for i, place in enumerate(places, start=1):
+            g[place] += i * torch.arange(4.0)
+        table.zero_grad()
+        (table(torch.tensor(places)) * torch.arange(1, len(places) + 1)[:, None] * torch.arange(4.0)).sum().backward()
+        rows.step()
+        mean = 0.5 * mean + 0.5 * float(g[list(set(places))].square().mean())
+        expected -= 0.02 * g / (mean / (1 - 0.5**step)) ** 0.5
+    assert torch.allclose(table.weight, expected, atol=1e-6)

@@ -5,6 +5,7 @@ The hash is arithmetic on code points, the same in every process and on every ma
 
 # K code points of all texts together, R runs of them
 
+import re
 import unicodedata
 from collections.abc import Sequence
 
@@ -20,29 +21,34 @@ Runs = tuple[np.ndarray, np.ndarray, Hashes]  # (R,) each: where a run begins, w
 BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2**64
 INVERSE = pow(BASE, -1, 2**64)
 WORDS, PAIR = 1 << 56, 0xD6E8FEB86659FD93
+DIGIT = re.compile(r"\d")
 AT_ONCE = 4096  # texts hashed together, which bounds the memory
 
 # Scripts that don't separate words: each character counts as one.
 UNSPACED = ((0x0E00, 0x0E7F), (0x3040, 0x30FF), (0x3400, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF))
 
 
-def ngrams(texts: Sequence[str], buckets: int, *, words: int = 2, chars: tuple[int, int] = (2, 5)) -> Ragged:
+def ngrams(
+    texts: Sequence[str], buckets: int, *, words: int = 2, chars: tuple[int, int] = (2, 5), digits: bool = True
+) -> Ragged:
     """The buckets that each text's n-grams fall into, each once, in rising order.
 
     `words`: the longest run of words, 0 for none. `chars`: the shortest and the longest run of characters, (0, 0) for
     none; a run may span words, which a space separates and another surrounds the text. Case and compatibility
-    forms are folded (NFKC).
+    forms are folded (NFKC), and without `digits` each of these reads as 0.
 
     >>> rows = ngrams(["Lost card", "lost  CARD!", "a lost card"], 1 << 20, chars=(0, 0))
     >>> a, b, c = (set(row.tolist()) for row in rows)
     >>> a <= b, a <= c, len(a), len(c)
     (True, True, 3, 5)
     """
-    parts = [_some(texts[i : i + AT_ONCE], buckets, words, chars) for i in range(0, len(texts), AT_ONCE)]
+    parts = [_some(texts[i : i + AT_ONCE], buckets, words, chars, digits) for i in range(0, len(texts), AT_ONCE)]
     return Ragged.concatenated(parts)
 
 
-def named_ngrams(text: str, buckets: int, *, words: int = 2, chars: tuple[int, int] = (2, 5)) -> list[tuple[str, int]]:
+def named_ngrams(
+    text: str, buckets: int, *, words: int = 2, chars: tuple[int, int] = (2, 5), digits: bool = True
+) -> list[tuple[str, int]]:
     """The n-grams of one text as they read, each once, with its bucket.
 
     >>> named = named_ngrams("Lost card", 1 << 20, chars=(0, 0))
@@ -51,7 +57,7 @@ def named_ngrams(text: str, buckets: int, *, words: int = 2, chars: tuple[int, i
     >>> sorted(bucket for _, bucket in named) == next(iter(ngrams(["Lost card"], 1 << 20, chars=(0, 0)))).tolist()
     True
     """
-    folded = _folded(text)
+    folded = _folded(text, digits)
     found: dict[tuple[str, int], None] = {}
     for starts, ends, hashes in _runs([folded], words, chars)[1]:
         for start, end, bucket in zip(starts, ends, _mixed(hashes) % np.uint64(buckets), strict=True):
@@ -59,12 +65,13 @@ def named_ngrams(text: str, buckets: int, *, words: int = 2, chars: tuple[int, i
     return list(found)
 
 
-def _folded(text: str) -> str:
-    return " " + " ".join(unicodedata.normalize("NFKC", text).casefold().split()) + " "
+def _folded(text: str, digits: bool) -> str:
+    plain = " " + " ".join(unicodedata.normalize("NFKC", text).casefold().split()) + " "
+    return plain if digits else DIGIT.sub("0", plain)
 
 
-def _some(texts: Sequence[str], buckets: int, words: int, chars: tuple[int, int]) -> Ragged:
-    folded = [_folded(text) for text in texts]
+def _some(texts: Sequence[str], buckets: int, words: int, chars: tuple[int, int], digits: bool) -> Ragged:
+    folded = [_folded(text, digits) for text in texts]
     text_K, runs = _runs(folded, words, chars)
     owner = np.concatenate([text_K[starts] for starts, _, _ in runs]) if runs else np.zeros(0, np.int64)
     bucket = np.concatenate([_mixed(hashes) % np.uint64(buckets) for _, _, hashes in runs]) if runs else owner

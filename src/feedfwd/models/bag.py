@@ -34,7 +34,7 @@ class Bag(nn.Module):
         hidden: Sequence[int],
         classes: int,
         *,
-        std: float = 0.1,
+        std: float = 0.001,
         generator: Generator | None = None,
         **mlp: Any,
     ) -> None:

@@ -90,7 +90,7 @@ class BagReader:
 
     def rows(self, texts: Sequence[str]) -> Ragged:
         b = self.config
-        return ngrams(texts, b.buckets, words=b.words, chars=(b.shortest, b.longest))
+        return ngrams(texts, b.buckets, words=b.words, chars=(b.shortest, b.longest), digits=b.digits)
 
 
 class TokenReader:

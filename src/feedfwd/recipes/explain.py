@@ -111,7 +111,7 @@ def _of_bag(classifier: "TextClassifier", text: str, best: int) -> list[tuple[st
     bag, b = classifier.model, classifier.config.bag
     assert isinstance(bag, Bag)
     names: dict[int, str] = {}
-    for piece, bucket in named_ngrams(text, b.buckets, words=b.words, chars=(b.shortest, b.longest)):
+    for piece, bucket in named_ngrams(text, b.buckets, words=b.words, chars=(b.shortest, b.longest), digits=b.digits):
         names.setdefault(bucket, piece)  # words come first, and say most
     bucket_K = torch.tensor(list(names), dtype=torch.int64, device=bag.weights.device)
     if not names:

@@ -52,7 +52,8 @@ class Goal:
         if config.class_weights == "none":
             return build_loss("cross_entropy", label_smoothing=config.label_smoothing)
         counts = torch.bincount(targets, minlength=self.outputs)
-        weights = (len(targets) / (len(counts) * counts)).tolist()
+        balanced = len(targets) / (len(counts) * counts)
+        weights = (balanced if config.class_weights == "balanced" else balanced.sqrt()).tolist()
         return build_loss("cross_entropy", label_smoothing=config.label_smoothing, class_weights=weights)
 
     def answers(self, outputs: Tensor) -> Floats:  # (N, O) -> what the scores take
@@ -100,7 +101,7 @@ class SeveralLabels(Goal):
         return sets_dataset(table, self.classes)
 
     def loss(self, config: LabelLossConfig, targets: Tensor) -> Loss:
-        if config.class_weights != "none":
+        if config.class_weights in ("root", "balanced"):
             raise ConfigError("loss.class_weights is for one label a text", hint="leave it out")
         mean = build_loss("binary_cross_entropy", label_smoothing=config.label_smoothing)
         labels = self.outputs  # their sum and not their mean: a gradient as large as that of one label a text

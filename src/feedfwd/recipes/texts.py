@@ -124,8 +124,18 @@ class PreparedTexts:
             part = name.partition(".")[0]
             return of_layer(name) if part == "backbone" else NGRAM_RATE / o.lr if part == "bag" else o.head
 
-        betas = (o.beta1, o.beta2)
-        return RowAdam(model.named_parameters(), o.lr, betas=betas, eps=o.eps, weight_decay=o.weight_decay, rate=rate)
+        def of_ngrams(name: str) -> bool:
+            return name == ("embedding.weight" if isinstance(self.model, Bag) else "bag.embedding.weight")
+
+        return RowAdam(
+            model.named_parameters(),
+            o.lr,
+            betas=(o.beta1, o.beta2),
+            eps=o.eps,
+            weight_decay=o.weight_decay,
+            rate=lambda name: rate(name) * (o.ngrams if of_ngrams(name) else 1.0),
+            alike=of_ngrams,
+        )
 
     @property
     def examples(self) -> int:

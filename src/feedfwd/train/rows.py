@@ -1,4 +1,4 @@
-"""Adam that touches of an embedding only the rows that were looked up."""
+"""Adam that touches of an embedding only the rows that were looked up, and a plainer rule for tables of n-grams."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +14,11 @@ class RowAdam(torch.optim.Optimizer):
     costs by its rows and not by the table. All other parameters are updated by torch's fused AdamW. Weight decay
     (decoupled, on matrices) is for them: rows that are not looked up would have to be visited for it. `rate` says by a
     parameter's name how many times `lr` it learns at.
+
+    Where `alike` says so by its name, a table takes gradient steps over one scale for the whole of it, the root of its
+    rows' mean squared gradient, without momentum (one second moment a block, as in Adam-mini: Zhang et al. 2024, arXiv
+    2406.16793). Adam makes every row's steps equally large, so that an n-gram of two texts is learnt by heart as
+    fast as one of a thousand; here it moves by what it was seen to do.
 
     >>> table = nn.Embedding(1000, 4, sparse=True)
     >>> before, adam = table.weight.detach().clone(), RowAdam(table.named_parameters(), lr=0.1)
@@ -32,16 +37,19 @@ class RowAdam(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         rate: Callable[[str], float] = lambda name: 1.0,
+        alike: Callable[[str], bool] = lambda name: False,
     ) -> None:
-        groups: dict[tuple[float, bool], dict[str, Any]] = {}
+        groups: dict[tuple[float, bool, bool], dict[str, Any]] = {}
         for name, parameter in named:
             if parameter.requires_grad:
-                key = rate(name), parameter.ndim > 1
-                times, matrix = key
+                key = rate(name), parameter.ndim > 1, alike(name)
+                times, matrix, one = key
                 decay = weight_decay if matrix else 0.0
-                alike = {"params": [], "lr": lr * times, "initial_lr": lr * times, "weight_decay": decay}
-                groups.setdefault(key, alike)["params"].append((name, parameter))
-        first = sorted(groups, key=lambda key: (-key[0], not key[1]))  # the highest rate is the one that is told
+                shared = {"params": [], "lr": lr * times, "initial_lr": lr * times, "weight_decay": decay, "alike": one}
+                groups.setdefault(key, shared)["params"].append((name, parameter))
+        first = sorted(
+            groups, key=lambda key: (-key[0], not key[1], key[2])
+        )  # the highest rate is the one that is told
         super().__init__([groups[key] for key in first], {"lr": lr, "betas": betas, "eps": eps})
 
     @torch.no_grad()
@@ -54,11 +62,14 @@ class RowAdam(torch.optim.Optimizer):
                     continue
                 state = self.state[parameter]
                 if not state:
-                    count = torch.zeros((), device=parameter.device)
-                    state |= {"step": count, "mean": torch.zeros_like(parameter), "square": torch.zeros_like(parameter)}
+                    state["step"] = torch.zeros((), device=parameter.device)
+                    if group["alike"]:
+                        state["square"] = torch.zeros((), device=parameter.device)
+                    else:
+                        state |= {"mean": torch.zeros_like(parameter), "square": torch.zeros_like(parameter)}
                 if parameter.grad.is_sparse:
                     state["step"] += 1
-                    self._touch(parameter, state, group)
+                    (self._move if group["alike"] else self._touch)(parameter, state, group)
                 else:
                     whole.append(parameter)
             if whole:
@@ -94,6 +105,18 @@ class RowAdam(torch.optim.Optimizer):
         state["mean"][rows], state["square"][rows] = m, v
         change = m / (1 - beta1**n) / ((v / (1 - beta2**n)).sqrt() + group["eps"])
         parameter.index_add_(0, rows, change, alpha=-group["lr"])
+
+    def _move(self, parameter: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+        """A gradient step on the rows that have one, over the table's one scale."""
+        assert parameter.grad is not None
+        gradient = parameter.grad.coalesce()
+        rows, g = gradient.indices()[0], gradient.values()
+        if not len(rows):
+            return
+        beta2 = group["betas"][1]
+        v = state["square"].lerp_(g.square().mean(), 1 - beta2)
+        scale = (v / (1 - beta2 ** state["step"])).sqrt() + group["eps"]
+        parameter.index_add_(0, rows, g / scale, alpha=-group["lr"])
 
 
 def has_rows(model: nn.Module) -> bool:
