@@ -51,6 +51,43 @@ def test_the_promises_hold_over_20_splits() -> None:
     assert np.mean(rejected) == pytest.approx(0.05, abs=0.01)
 
 
+def several(n: int, seed: int, sure: float = 3.0) -> Answers:
+    """Logits of three labels that come and go by themselves, `sure` times too large."""
+    generator = np.random.default_rng(seed)
+    z = generator.normal(0, 6, size=(n, 3))
+    y = (generator.random((n, 3)) < 1 / (1 + np.exp(-z))).astype(float)
+    return Answers(sure * z, y, None, [f"text {i}" for i in range(n)], range(n))
+
+
+def test_the_promises_hold_where_a_text_has_several_labels() -> None:
+    broken, eces, rejected = 0, [], []
+    for seed in range(20):
+        verdict = fit(several(2000, seed), DecideConfig(error=0.1), "here")
+        assert verdict is not None and verdict.temperature == pytest.approx(3, rel=0.12)
+        test = several(2000, 1000 + seed)
+        found = judged(verdict, several(2000, seed), test, CLASSES[:3])
+        answered = found["test"]["answered"]
+        broken += found["test"]["wrong"] / answered > 0.1 + 2 * (0.1 * 0.9 / answered) ** 0.5
+        eces.append(found["calibration"]["after"]["ece"] - found["calibration"]["after"]["ece_if_perfect"])
+        rejected.append(found["test"]["rejected"] / 2000)
+        assert answered > 0
+        again = Judgement.from_json(json.loads(json.dumps(verdict.to_json())))
+        assert again.marks(test.logits, None) == verdict.marks(test.logits, None)
+    assert broken <= 2 and np.mean(eces) < 0.01
+    assert np.mean(rejected) == pytest.approx(0.05, abs=0.01)
+
+
+def test_a_label_too_many_or_too_few_is_found() -> None:
+    held = several(800, 0, sure=1.0)
+    sure = np.flatnonzero(np.abs(held.logits[:, 1]) > 5)[:20]
+    held.targets[sure, 1] = held.logits[sure, 1] < 0
+    verdict = fit(held, DecideConfig(), "here")
+    assert verdict is not None
+    listed = judged(verdict, held, several(500, 1), CLASSES[:3])["label_errors"]["listed"]
+    assert {row["text"] for row in listed} >= {f"text {i}" for i in sure.tolist()}
+    assert {"b", "not b"} <= {row["label"] for row in listed}
+
+
 def test_a_verdict_travels_as_numbers_and_marks_the_same() -> None:
     verdict = fit(drawn(600, 0), DecideConfig(), "here")
     assert verdict is not None

@@ -28,7 +28,8 @@ TOLD = 5  # texts of a file
 
 @dataclass(frozen=True)
 class Memory:
-    """Training texts with their vectors (M, W) and class numbers (M,), kept beside the weights."""
+    """Training texts with their vectors (M, W) and targets, class numbers (M,) where each has one label, kept beside
+    the weights."""
 
     vectors: Tensor
     labels: Tensor

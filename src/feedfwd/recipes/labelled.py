@@ -43,14 +43,15 @@ def predict_labelled(path: Path, source: str) -> tuple[list[dict[str, Any]], Seq
     """A row for each text of a source, or for the one text that is none's name; and what to know of the source."""
     classifier = TextClassifier.load(path)
     texts, places, notes = texts_of(source, classifier.config.text, classifier.config.target)
-    rows = classifier.rows(texts)
+    features, outputs = classifier.read(classifier.rows(texts))
     found = [
         {"example": place} | classifier.goal.row(answer)
-        for place, answer in zip(places, classifier.answers(rows), strict=True)
+        for place, answer in zip(places, classifier.answered(outputs), strict=True)
     ]
     if classifier.verdict is None:
         return found, notes
-    return [row | {"doubt": mark or ""} for row, mark in zip(found, classifier.marks(rows), strict=True)], notes
+    marks = classifier.marks(features, outputs)
+    return [row | {"doubt": mark or ""} for row, mark in zip(found, marks, strict=True)], notes
 
 
 def texts_of(

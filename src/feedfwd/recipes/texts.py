@@ -58,9 +58,16 @@ class TextPart:
     data: Dataset  # its `rows` name the texts' places in the file; its inputs stand for nothing
     texts: tuple[str, ...]
     rows: Ragged
+    features: Tensor | None = None  # (N, W) what the head sees, where nothing below it is trained: read once
 
     def __len__(self) -> int:
         return len(self.data)
+
+    def select(self, chosen: Tensor) -> "TextPart":
+        """The texts at these places alone."""
+        texts = tuple(self.texts[i] for i in chosen.tolist())
+        features = None if self.features is None else self.features[chosen.to(self.features.device)]
+        return TextPart(self.data.subset(chosen), texts, self.rows.select(chosen), features)
 
 
 @dataclass
@@ -78,7 +85,6 @@ class PreparedTexts:
     pretrained: Pretrained | None = None
     adapted: str = ""  # in words, which weights of a pretrained model are trained
     notes: list[str] = field(default_factory=list)
-    features: Tensor | None = None  # of the training texts, where nothing below the head is trained
     seconds: float = 0.0  # that they took
     taught: Taught | None = None  # what a teacher says to the training texts, and to others
 
@@ -89,6 +95,20 @@ class PreparedTexts:
     @property
     def goal(self) -> Goal:
         return self.classifier.goal
+
+    @property
+    def features(self) -> Tensor | None:
+        """Of the training texts, where nothing below the head is trained."""
+        return self.train.features
+
+    def read(self, part: TextPart) -> tuple[Tensor, Tensor]:
+        """Features (N, W) and outputs (N, O) of a part; of a frozen model the texts are not read again."""
+        if self.train.features is None:
+            return self.classifier.read(part.rows)
+        if part.features is None:
+            part.features = self.classifier.features(part.rows).to(self.device)
+        outputs = self.classifier.headed(part.features)
+        return part.features.cpu(), self.classifier.outputs(part.rows) if outputs is None else outputs
 
     @property
     def trained(self) -> nn.Module:
@@ -282,9 +302,9 @@ def _start(p: PreparedTexts, model: Encoder) -> None:
     model.backbone.embedding.sparse = model.backbone.embedding.weight.requires_grad
     if c.method == "head":
         begun = time.perf_counter()
-        p.features = p.classifier.features(p.train.rows).to(p.device)
+        p.train.features = p.classifier.features(p.train.rows).to(p.device)
         p.seconds = time.perf_counter() - begun
-    if _at_means(p):
+    if at_means(p):
         begun = time.perf_counter()
         features = p.classifier.features(p.train.rows) if p.features is None else p.features
         model.begin_at_means(features.to(p.device), p.train.data.targets.to(p.device))
@@ -292,7 +312,7 @@ def _start(p: PreparedTexts, model: Encoder) -> None:
         p.seconds += time.perf_counter() - begun
 
 
-def _at_means(p: PreparedTexts) -> bool:
+def at_means(p: PreparedTexts) -> bool:
     """Whether the head begins at the classes' mean vectors; ConfigError where it can't."""
     c = p.config
     can = p.goal.kind == "label" and not c.encoder.hidden
