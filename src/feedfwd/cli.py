@@ -500,13 +500,21 @@ def evaluate(
         str | None,
         typer.Argument(metavar="DATA", help="A source with labels.  [default: the run's own test part]"),
     ] = None,
+    outside: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Texts that belong to no class: how well a classifier of texts tells them from DATA.",
+            show_default=False,
+        ),
+    ] = None,
     data_dir: DataDir = None,
 ) -> None:
     """Score a trained run on data it has not seen."""
     from feedfwd.recipes.apply import evaluate_run
     from feedfwd.recipes.console import Terminal
 
-    evaluate_run(run, data, Terminal(), data_dir=data_dir)
+    evaluate_run(run, data, Terminal(), data_dir=data_dir, outside=outside)
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """What is fitted on held-out answers holds on others, travels with the run, and is told."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,12 +14,15 @@ from feedfwd.cli import main
 from feedfwd.config_decide import DecideConfig
 from feedfwd.config_finetune import FinetuneConfig
 from feedfwd.data.ngrams import ngrams
-from feedfwd.errors import DataError, RunError
+from feedfwd.errors import ConfigError, DataError, RunError
 from feedfwd.evaluate.calibration import reliability
 from feedfwd.recipes import finetune as recipe
-from feedfwd.recipes.explain import Memory, explain
+from feedfwd.recipes.apply import evaluate_run
+from feedfwd.recipes.console import Silent
+from feedfwd.recipes.explain import Memory, explain, explain_run
 from feedfwd.recipes.held_out import folds
 from feedfwd.recipes.judge import OUTSIDE, UNSURE, Answers, Judgement, fit, judged, lines
+from feedfwd.recipes.outside import area_under
 
 CLASSES = ("a", "b", "c", "d")
 
@@ -182,10 +186,48 @@ def test_explain_is_said_and_refused_in_one_line(run: Path, tmp_path: Path, caps
     said = capsys.readouterr().out
     assert said.count("'the card is lost':\ncard (") == 5 and "the first 5 of 7 texts" in said
     with pytest.raises(DataError, match="empty"):
-        from feedfwd.recipes.console import Silent
-        from feedfwd.recipes.explain import explain_run
-
         explain_run(run, " ", None, Silent())
+
+
+def test_texts_of_no_class_are_told_from_others(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    strange = tmp_path / "strange.txt"
+    strange.write_text("".join(f"qwertz uiop {i} asdf\n" for i in range(30)) + f"{ff.load(run).memory.texts[0]}\n")
+    sys.argv = ["feedfwd", "evaluate", str(run), "--outside", str(strange)]
+    main_or_exit()
+    said = capsys.readouterr().out
+    assert "31 texts of" in said and "the run's own threshold" in said and "stand in the training part" in said
+    model = ff.load(run)
+    scores = evaluate_run(run, None, Silent(), outside=str(strange))
+    score = {k: [v] for k, v in scores.items() if k.startswith("outside_auroc_")}
+    assert set(score) == {f"outside_auroc_{name}" for name in ("probability", "energy", "neighbours", "together")}
+    assert scores["outside_auroc_neighbours"] > 0.9 and scores["outside_rejected"] > 0.9
+    inside = model.read(model.rows(["my card is lost number 3"] * 2 + ["send money abroad"]))
+    outside = model.read(model.rows(strange.read_text().splitlines()))
+    own, others = model.near(inside[0]), model.near(outside[0])
+    wanted = np.mean([(a > b) + (a == b) / 2 for a in own for b in others])
+    assert area_under(own, others)[0] == pytest.approx(wanted)
+    marks = model.marks(*outside)
+    assert scores["outside_rejected"] == pytest.approx(marks.count(OUTSIDE) / 31)
+
+
+def test_outside_is_asked_of_classifiers_alone(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "n.csv").write_text("text,label\n" + "".join(f"a {i} b,{i}.5\n" for i in range(60)))
+    config = FinetuneConfig(source=str(tmp_path / "n.csv")).with_("bag.buckets", 512).with_("train.steps", 1)
+    recipe.finetune_config(config, tmp_path / "numbers")
+    with pytest.raises(ConfigError, match="answers with a number"):
+        evaluate_run(tmp_path / "numbers", None, Silent(), outside=str(tmp_path / "n.csv"))
+    with pytest.raises(DataError, match="nowhere"):
+        evaluate_run(run, None, Silent(), outside="nowhere.csv")
+    with pytest.raises(ConfigError, match="classifiers of texts"):
+        evaluate_run(_renamed(run, tmp_path), None, Silent(), outside="x.csv")
+
+
+def _renamed(run: Path, folder: Path) -> Path:
+    """The run as if another verb had made it."""
+    shutil.copytree(run, folder / "fit")
+    settings = folder / "fit" / "config.toml"
+    settings.write_text(settings.read_text().replace('verb = "finetune"', 'verb = "fit"'))
+    return folder / "fit"
 
 
 def test_nothing_is_fitted_where_it_is_not_wanted(run: Path, tmp_path: Path) -> None:

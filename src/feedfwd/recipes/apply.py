@@ -25,17 +25,21 @@ from feedfwd.report.words import interval, score, word
 
 
 def evaluate_run(
-    path: Path, source: str | None, listener: Listener, *, data_dir: Path | None = None
+    path: Path, source: str | None, listener: Listener, *, data_dir: Path | None = None, outside: str | None = None
 ) -> dict[str, float]:
     """Scores of a run on a labelled source (its test part, where it has one), or on the run's own test part.
 
-    A language model's source is text, and its own part the held-out one.
+    A language model's source is text, and its own part the held-out one. `outside` names texts that belong to none of a
+    classifier's classes.
     """
-    if verb_of(path) == "pretrain":
+    verb = verb_of(path)
+    if outside is not None and verb != "finetune":
+        raise ConfigError(f"--outside is for classifiers of texts, and {path} is none", hint="leave it out")
+    if verb == "pretrain":
         return evaluate_text(path, source, listener)
-    if verb_of(path) == "finetune":
-        return evaluate_labelled(path, source, listener)
-    if (verb := verb_of(path)) in ("embed", "rank"):
+    if verb == "finetune":
+        return evaluate_labelled(path, source, listener, outside)
+    if verb in ("embed", "rank"):
         from feedfwd.recipes.retrieved import evaluate_pairs
 
         return evaluate_pairs(path, source, listener, verb)

@@ -12,12 +12,17 @@ from feedfwd.data.text_tables import read_table
 from feedfwd.errors import DataError
 from feedfwd.recipes.classifier import TextClassifier
 from feedfwd.recipes.console import Listener
+from feedfwd.recipes.outside import outside_scores
 from feedfwd.recipes.texts import parts, read_like, untested
 from feedfwd.report.words import interval, score, word
 
 
-def evaluate_labelled(path: Path, source: str | None, listener: Listener) -> dict[str, float]:
-    """Scores of a run on a file of labelled texts, or on the run's own test part."""
+def evaluate_labelled(
+    path: Path, source: str | None, listener: Listener, outside: str | None = None
+) -> dict[str, float]:
+    """Scores of a run on a file of labelled texts, or on the run's own test part; and how well it tells these from the
+    texts of the file `outside`, which belong to no class.
+    """
     classifier = TextClassifier.load(path)
     config = parse(FinetuneConfig, Run.open(path).settings())
     goal = classifier.goal
@@ -29,13 +34,16 @@ def evaluate_labelled(path: Path, source: str | None, listener: Listener) -> dic
         texts, data, name = table.texts, goal.targets(table), source
         for note in (*table.notes, *untested(goal, data)):
             listener.say(f"note: {note}")
-    answers = classifier.answers(classifier.rows(texts))
+    read = classifier.read(classifier.rows(texts))
+    answers = classifier.answered(read[1])
     scores = goal.scores(answers, data.targets)
     found = goal.details(answers, data.targets)["intervals"]
     listener.say(f"{path} on {name}, n={len(texts):,}")
     for key, value in scores.items():
         around = f"  (95 %: {interval(key, found[key], len(texts))})" if key in found else ""
         listener.say(f"  {word(key).label:<24}{score(key, value, len(texts))}{around}")
+    if outside is not None:
+        scores |= outside_scores(classifier, read, name, outside, listener)
     return scores
 
 
