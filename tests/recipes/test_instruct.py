@@ -10,6 +10,7 @@ import feedfwd as ff
 from feedfwd.checkpoint import Run
 from feedfwd.cli import main
 from feedfwd.config import parse
+from feedfwd.config_finetune import FinetuneConfig
 from feedfwd.config_instruct import InstructConfig
 from feedfwd.config_pretrain import PretrainConfig
 from feedfwd.data.conversations import ChatBatches
@@ -19,6 +20,8 @@ from feedfwd.models.generate import Sampling
 from feedfwd.models.transformer import build
 from feedfwd.recipes.chatter import Chatter
 from feedfwd.recipes.console import Silent
+from feedfwd.recipes.export import export_run
+from feedfwd.recipes.finetune import finetune_config
 from feedfwd.recipes.instruct import answer_scores, dry_run, instruct_config, prepare_chats, resume
 from feedfwd.recipes.interrupt import Interrupted
 from feedfwd.recipes.pretrain import pretrain_config
@@ -73,6 +76,42 @@ def test_a_model_learns_to_answer_and_to_stop(place, tmp_path, packing):
     assert loaded.answer(
         [("user", "What colour is sky?"), ("assistant", "It is blue."), ("user", "snow: which colour?")]
     )
+
+
+def test_what_answers_already_can_be_started_from(place, tmp_path):
+    answers = instruct_config(
+        config(place, chat__template=str(_own_template(tmp_path)), train__steps=4), tmp_path / "a"
+    )
+    again = prepare_chats(config(place).with_("pretrained", str(tmp_path / "a")))
+    assert again.template.source == answers.template.source and "Reply" in again.template.source
+    ids = torch.arange(6)[None]
+    assert torch.equal(again.model.eval()(ids), answers.model(ids))
+    made = instruct_config(config(place, pretrained=str(tmp_path / "a"), method="lora", train__steps=2), tmp_path / "b")
+    assert isinstance(made.answer("What colour is sky?"), str)
+    rows = [{"text": row["prompt"], "label": row["prompt"].split()[0]} for row in chats()]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    labelled = FinetuneConfig(source=str(tmp_path / "t.jsonl"), pretrained=str(tmp_path / "a")).with_("train.steps", 1)
+    assert finetune_config(labelled, tmp_path / "c").predict(["snow: which colour?"]).shape == (1,)
+    further = {"sources": [str(place / "text.txt")], "pretrained": str(tmp_path / "a"), "train": {"steps": 1}}
+    pretrain_config(PretrainConfig.model_validate(further), tmp_path / "d")
+    (tmp_path / "a" / "tokenizer.json").unlink()
+    with pytest.raises(RunError, match=r"tokenizer\.json"):
+        prepare_chats(config(place).with_("pretrained", str(tmp_path / "a")))
+
+
+def _own_template(folder: Path) -> Path:
+    source = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+    (folder / "own.jinja").write_text(source + "{% if add_generation_prompt %}Reply: {% endif %}")
+    return folder / "own.jinja"
+
+
+def test_a_models_own_template_is_taken_from_the_hub_too(place, tmp_path, monkeypatch):
+    export_run(place / "base", "hf", tmp_path / "hf", Silent())
+    said = json.loads((tmp_path / "hf" / "tokenizer_config.json").read_text())
+    own = _own_template(tmp_path).read_text()
+    (tmp_path / "hf" / "tokenizer_config.json").write_text(json.dumps(said | {"chat_template": own}))
+    monkeypatch.setattr("feedfwd.recipes.pretrained.fetch_model", lambda name: tmp_path / "hf")
+    assert prepare_chats(config(place, pretrained="some/model")).template.source == own
 
 
 @pytest.mark.parametrize("method", ["lora", "dora"])
