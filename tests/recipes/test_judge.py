@@ -19,7 +19,7 @@ from feedfwd.evaluate.calibration import reliability
 from feedfwd.recipes import finetune as recipe
 from feedfwd.recipes.apply import evaluate_run
 from feedfwd.recipes.console import Silent
-from feedfwd.recipes.explain import Memory, explain, explain_run
+from feedfwd.recipes.explain import Memory, _left_out, explain, explain_run
 from feedfwd.recipes.held_out import folds
 from feedfwd.recipes.judge import OUTSIDE, UNSURE, Answers, Judgement, fit, judged, lines
 from feedfwd.recipes.outside import area_under
@@ -170,9 +170,61 @@ def test_the_pieces_of_a_linear_bag_add_up_to_its_logit(run: Path) -> None:
     best = int(z.argmax())
     ahead = float(z[best] - z.mean() - (bias[best] - bias.mean()))
     assert sum(weight for _, weight in found.carried) == pytest.approx(ahead, abs=1e-4)
-    assert found.answer == "card" and "card" in {piece for piece, _ in found.carried}
-    assert len(found.carried) == int(ngrams([text], 4096).lengths[0])
+    assert found.answer == "card" and {piece for piece, _ in found.carried} == set(text.split())
+    grams = found.reasons[0].ngrams
+    assert sum(weight for _, weight in grams) == pytest.approx(ahead, abs=1e-4)
+    assert len(grams) == int(ngrams([text], 4096).lengths[0])
     assert all(label == "card" for _, label, _ in found.similar) and found.similar[0][2] > 0.8
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of several labels and of numbers, in Chinese and English."""
+    folder = tmp_path_factory.mktemp("others")
+    words = {"酒店": "hotel", "早餐": "breakfast", "干净": "clean"}
+    rows = []
+    for i in range(160):
+        chosen = [word for k, word in enumerate(words) if i >> k & 1]
+        row = {"text": "、".join(chosen) + f" 第{i}", "labels": [words[w] for w in chosen]}
+        rows.append(row | {"stars": 1.5 + 2 * len(chosen) + 0.01 * i})
+    (folder / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for target in ("labels", "stars"):
+        config = FinetuneConfig(source=str(folder / "t.jsonl"), target=target).with_("bag.buckets", 4096)
+        recipe.finetune_config(config.with_("bag.width", 16).with_("train.epochs", 40), folder / target)
+    return folder
+
+
+def test_several_labels_and_numbers_are_explained(others: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = ff.load(others / "labels")
+    found = model.explain("酒店、早餐")
+    assert {reason.answer for reason in found.reasons} == {"hotel", "breakfast"} and len(found.similar) == 3
+    for reason in found.reasons:
+        assert reason.carried[0][0] == {"hotel": "酒店", "breakfast": "早餐"}[reason.answer]
+        z = model.outputs(model.rows(["酒店、早餐"]))[0, model.classes.index(reason.answer)]
+        bias = model.model.mlp.head.bias.detach()[model.classes.index(reason.answer)]
+        assert sum(weight for _, weight in reason.carried) == pytest.approx(float(z - bias), abs=1e-4)
+    assert model.predict(["第8"]) == [()]
+    (none,) = model.explain("第8").reasons
+    assert none.answer.startswith("no label; likeliest is ")
+    number = ff.load(others / "stars")
+    found = number.explain("酒店、干净")
+    (value,) = number.predict(["酒店、干净"])
+    assert float(found.answer) == pytest.approx(value, rel=1e-4) and found.probability is None
+    start = number.goal.mean + number.goal.std * float(number.model.mlp.head.bias.detach())
+    assert sum(weight for _, weight in found.carried) == pytest.approx(value - start, abs=1e-3)
+    sys.argv = ["feedfwd", "predict", str(others / "stars"), "酒店、干净", "--explain"]
+    main_or_exit()
+    said = capsys.readouterr().out
+    assert "raised by: " in said and "like " in said and "%" not in said
+
+
+def test_long_texts_are_explained_in_few_passes(run: Path) -> None:
+    model = ff.load(run)
+    sizes = []
+    model.outputs = lambda rows: (sizes.append(len(rows)), torch.zeros(len(rows), 2))[1]
+    pieces, _ = _left_out(model, "word " * 1234, lambda z: z[:, 0])
+    assert len(pieces) == 95 and sizes == [96] and pieces[0][0] == " ".join(["word"] * 13)
+    assert len(explain(ff.load(run), "card " * 30_000).carried) == 1
 
 
 def test_explain_is_said_and_refused_in_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
