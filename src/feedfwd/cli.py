@@ -314,7 +314,7 @@ def learn_to_answer(
     from feedfwd.errors import ConfigError
     from feedfwd.recipes import instruct
 
-    for name in ("test", "text", "target", "shots"):
+    for name in ("text", "target", "shots"):
         if flags.pop(name) is not None:
             raise ConfigError(f"--{name} is for labelled texts, not for --task instruct", hint="leave it out")
     settings = layered(InstructConfig, config, set_, flags)

@@ -1,4 +1,5 @@
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -13,16 +14,19 @@ from feedfwd.config import parse
 from feedfwd.config_finetune import FinetuneConfig
 from feedfwd.config_instruct import InstructConfig
 from feedfwd.config_pretrain import PretrainConfig
+from feedfwd.data.chats import Turn
 from feedfwd.data.conversations import ChatBatches
 from feedfwd.errors import ConfigError, DataError, RunError
 from feedfwd.models.apart import Apart
 from feedfwd.models.generate import Sampling
 from feedfwd.models.transformer import build
+from feedfwd.recipes.answered import answer_scores
+from feedfwd.recipes.apply import evaluate_run
 from feedfwd.recipes.chatter import Chatter
 from feedfwd.recipes.console import Silent
 from feedfwd.recipes.export import export_run
 from feedfwd.recipes.finetune import finetune_config
-from feedfwd.recipes.instruct import answer_scores, dry_run, instruct_config, prepare_chats, resume
+from feedfwd.recipes.instruct import dry_run, instruct_config, prepare_chats, resume
 from feedfwd.recipes.interrupt import Interrupted
 from feedfwd.recipes.pretrain import pretrain_config
 from feedfwd.train.cross_entropy import Gradients
@@ -233,6 +237,44 @@ def test_packing_changes_no_update(place, tmp_path):
     assert 0 < packed.result["examples_per_second"] < 1e6
 
 
+def test_a_model_is_tested_on_a_file_of_its_own_and_evaluated(place, tmp_path, capsys):
+    asked = [{"prompt": f"What colour is {thing}?", "completion": f"It is {c}."} for thing, c in COLOURS.items()]
+    asked.append({"prompt": "What colour is love?", "completion": "It is not known."})
+    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    settings = {"train__steps": 120, "optimizer__lr": 0.003, "chat__validation": 0.0, "train__batch_size": 6}
+    made = instruct_config(config(place, test=str(tmp_path / "test.jsonl"), **settings), tmp_path / "run")
+    result = made.result
+    assert result["sizes"]["test"] == 7 and result["asked"]["n"] == 7 and len(result["answers"]) == 4
+    assert result["test"]["exact_answers"] == pytest.approx(6 / 7) and result["validation"] is None
+    assert "6 of 7 test questions stand in the training part too" in result["notes"]
+    assert "--test" in result["command"]
+    listener = Lines()
+    scores = evaluate_run(tmp_path / "run", None, listener)
+    assert scores == pytest.approx(result["test"]) and "exact answers" in "\n".join(listener.lines)
+    with torch.no_grad():  # bits a byte by hand: each token of the answers, over the bytes they spell
+        total = 0.0
+        for row in asked:
+            chat = (Turn("user", row["prompt"]), Turn("assistant", row["completion"]))
+            ids, learnt = made.template.conversation(chat)
+            logp = made.model(torch.tensor([ids[:-1]]))[0].log_softmax(-1)
+            total -= sum(float(logp[i, ids[i + 1]]) for i in range(len(ids) - 1) if learnt[i + 1])
+    size = sum(len(row["completion"]) for row in asked)
+    assert scores["bits_per_byte"] == pytest.approx(total / math.log(2) / size, rel=1e-3)
+    (tmp_path / "one.jsonl").write_text(json.dumps(asked[0]))
+    assert evaluate_run(tmp_path / "run", str(tmp_path / "one.jsonl"), Silent())["exact_answers"] == 1
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "<h2>Answers</h2>" in page and "It is blue." in page
+
+
+def test_evaluate_takes_what_was_held_back(place, tmp_path):
+    made = instruct_config(config(place, train__steps=2, chat__asked=1), tmp_path / "run")
+    assert evaluate_run(tmp_path / "run", None, Silent()) == pytest.approx(made.result["validation"])
+    assert made.result["asked"]["n"] == 1
+    instruct_config(config(place, train__steps=2, chat__validation=0.0), tmp_path / "all")
+    with pytest.raises(DataError, match="held back no conversations"):
+        evaluate_run(tmp_path / "all", None, Silent())
+
+
 class Lines(Silent):
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -301,7 +343,7 @@ def test_the_command_trains_answers_and_refuses(place, tmp_path, capsys, monkeyp
         (["generate", "run"], "question"),
         (["generate", "run", "a", "--stop", "b"], "--stop"),
         (["predict", "run", "a"], "finetune --task instruct"),
-        (["evaluate", "run"], "finetune --task instruct"),
+        (["evaluate", "run", "nowhere.jsonl"], "nowhere.jsonl"),
         (["finetune", "--resume", "run"], "is finished"),
         (["pretrain", "--resume", "run"], "finetune --task instruct"),
     ):

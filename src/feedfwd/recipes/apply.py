@@ -39,6 +39,10 @@ def evaluate_run(
         return evaluate_text(path, source, listener)
     if verb == "finetune":
         return evaluate_labelled(path, source, listener, outside)
+    if verb == "instruct":
+        from feedfwd.recipes.answered import evaluate_chats
+
+        return evaluate_chats(path, source, listener)
     if verb in ("embed", "rank"):
         from feedfwd.recipes.retrieved import evaluate_pairs
 
