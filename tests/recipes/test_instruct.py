@@ -26,7 +26,7 @@ from feedfwd.recipes.chatter import Chatter
 from feedfwd.recipes.console import Silent
 from feedfwd.recipes.export import export_run
 from feedfwd.recipes.finetune import finetune_config
-from feedfwd.recipes.instruct import dry_run, instruct_config, prepare_chats, resume
+from feedfwd.recipes.instruct import dry_run, instruct_config, memory, prepare_chats, resume
 from feedfwd.recipes.interrupt import Interrupted
 from feedfwd.recipes.pretrain import pretrain_config
 from feedfwd.train.cross_entropy import Gradients
@@ -288,6 +288,12 @@ def test_a_dry_run_shows_what_is_learnt(place):
     dry_run(config(place), listener)
     text = "\n".join(listener.lines)
     assert "learns to write: 'It is " in text and "of the model" not in text and "are answers and learnt" in text
+    packed, plain, more = (
+        memory(prepare_chats(config(place, train__precision="fp32", **{"train__batch_size": 8} | s)))
+        for s in ({"chat__packing": True}, {}, {"train__batch_size": 16})
+    )
+    weights = 16 * sum(p.numel() for p in prepare_chats(config(place)).model.parameters())
+    assert packed > weights and more - plain == pytest.approx(plain - weights, rel=0.2)
 
 
 def test_what_cannot_be_learnt(place, tmp_path):

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
 
 from feedfwd.checkpoint import FORMAT, Run, write_json, write_text
 from feedfwd.config import parse
@@ -28,13 +27,14 @@ from feedfwd.recipes.adapters import adapted, keep
 from feedfwd.recipes.answered import SHOWN, answer_scores, answered, split
 from feedfwd.recipes.chatter import TEMPLATE, TOKENIZER, Chatter, about
 from feedfwd.recipes.console import Listener, Silent
+from feedfwd.recipes.memory import activations
 from feedfwd.recipes.prepare import usable_device
 from feedfwd.recipes.pretrained import Pretrained, load_pretrained
 from feedfwd.recipes.say import said_sets
 from feedfwd.recipes.training import Training
 from feedfwd.recipes.verbs import opened
 from feedfwd.report.words import duration, number
-from feedfwd.train.cross_entropy import Gradients
+from feedfwd.train.cross_entropy import LOGITS, Gradients
 from feedfwd.train.loop import train
 from feedfwd.train.losses import build_loss
 from feedfwd.train.optimizers import Optimizer, build_optimizer
@@ -63,7 +63,7 @@ class PreparedChats:
     notes: list[str] = field(default_factory=list)
 
     @property
-    def trained(self) -> nn.Module:
+    def trained(self) -> Transformer | Apart:
         """What an update runs."""
         return Apart(self.model) if self.config.chat.packing else self.model
 
@@ -208,10 +208,9 @@ def dry_run(config: InstructConfig, listener: Listener) -> PreparedChats:
     for line in [*overview(p), *example(p)]:
         listener.say(line)
     seconds = per_step * p.steps if p.config.minutes is None else 60 * p.config.minutes
-    weights = 4 * (p.adapted.total + 3 * p.adapted.trained)
     listener.say(
-        f"about {duration(seconds)} of training ({number(1000 * per_step)} ms an update); weights, gradients and "
-        f"moments take {weights / 1e6:,.0f} MB"
+        f"about {duration(seconds)} of training ({number(1000 * per_step)} ms an update), "
+        f"{memory(p) / 1e6:,.0f} MB of memory beside torch itself"
     )
     listener.say("\n" + p.frozen().to_toml().rstrip())
     return p
@@ -248,6 +247,18 @@ def tried(p: PreparedChats) -> float:
             break
     p.model.load_state_dict(before)
     return typical(times, WARMUP)
+
+
+def memory(p: PreparedChats) -> int:
+    """Bytes that training holds at once, about: weights, gradients and moments, and what a batch of the longest keeps
+    for the backward pass."""
+    c = p.config
+    longest = p.train.inputs.lengths.argsort(descending=True)[: c.train.batch_size]
+    batch = p.train.packed(longest) if c.chat.packing else p.train.batch(longest)
+    size = 2 if p.precision.name == "bf16" else 4
+    logits = min(LOGITS, len(longest) * int(p.train.inputs.lengths.max()) * p.model.vocabulary) * size
+    kept = activations(p.trained, batch.inputs.to(p.device), p.precision)
+    return 4 * (p.adapted.total + 3 * p.adapted.trained) + kept + logits
 
 
 class Instructing(Training):
