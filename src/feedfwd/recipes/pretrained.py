@@ -47,9 +47,19 @@ def load_pretrained(source: str, *, dropout: float | None = None) -> Pretrained:
     """The model at `source`: a run of `pretrain`, or of `finetune` whatever its task, a folder with a config.json, or
     owner/name.
 
-    `dropout` takes the place of what the model was trained with. Raises DataError for what isn't there or is damaged,
+    `dropout` takes the place of what the model was trained with. Raises DataError for what isn't there, is damaged or
+    holds weights that are no numbers,
     RunError for a run that is incomplete, ConfigError for a family or a setting that isn't here.
     """
+    found = _loaded(source, dropout)
+    for name, tensor in found.model.state_dict().items():
+        if not tensor.isfinite().all():
+            what = f"{found.name}: {name} holds values that are not finite"
+            raise DataError(what, hint="fetch the model again, or take an earlier state of it")
+    return found
+
+
+def _loaded(source: str, dropout: float | None) -> Pretrained:
     path = Path(source).expanduser()
     if (path / "config.toml").is_file():
         match verb_of(path):

@@ -15,7 +15,7 @@ from feedfwd.data.batches import Batch, TensorBatches, derived_seed
 from feedfwd.data.dataset import Dataset
 from feedfwd.data.ragged import Ragged, RaggedBatches
 from feedfwd.data.split import split
-from feedfwd.data.text_tables import KINDS, Kind, TextTable, read_table, shared_texts
+from feedfwd.data.text_tables import KINDS, Kind, TextTable, folded, read_table, shared_texts
 from feedfwd.errors import ConfigError, DataError
 from feedfwd.models.adapt import layer_rates
 from feedfwd.models.bag import Bag
@@ -221,7 +221,6 @@ def prepare_texts(config: FinetuneConfig, *, resolved: bool = False) -> Prepared
         reader = BagReader(config)
     else:
         pretrained = load_pretrained(config.pretrained, dropout=config.encoder.dropout)
-        _check(pretrained)
         longest = min(config.encoder.longest, pretrained.longest)
         model = build_encoder(config, pretrained.model, pretrained.pooling, goal.outputs, longest).to(device)
         reader = token_reader(config, pretrained.tokenizer, longest, pretrained.model.vocabulary)
@@ -272,14 +271,6 @@ def _ask(p: PreparedTexts, model: Bag) -> None:
     p.fingerprint += p.taught.fingerprint
     values = torch.cat([p.train.rows.values, p.taught.rows.values])
     model.weigh(values.to(p.device), p.examples)
-
-
-def _check(pretrained: Pretrained) -> None:
-    """Weights that are no numbers make no features."""
-    for name, tensor in pretrained.model.state_dict().items():
-        if not tensor.isfinite().all():
-            what = f"{pretrained.name}: {name} holds values that are not finite"
-            raise DataError(what, hint="fetch the model again, or take an earlier state of it")
 
 
 def _start(p: PreparedTexts, model: Encoder) -> None:
@@ -358,13 +349,22 @@ def parts(config: FinetuneConfig) -> tuple[Texts, Texts | None, Texts, Goal, dic
     if isinstance(goal, Number):
         goal = replace(goal, mean=float(rest.targets.mean()), std=float(rest.targets.std()))
     train = _texts(whole, rest), rest
+    if len(train[0]) > 1 and len(set(map(folded, train[0]))) == 1:
+        what = f"all {len(train[0]):,} texts of {whole.name} are {short(train[0][0])!r}"
+        raise DataError(
+            what, hint=f"they teach nothing: if {whole.text!r} is another column, name that of texts by --text"
+        )
     notes += untested(goal, test[1])
     if twice := shared_texts(train[0], test[0]):
-        shown = test[0][twice[0]]
-        shown = shown if len(shown) <= 60 else shown[:60] + "…"
+        shown = short(test[0][twice[0]])
         plural = "s stand" if len(twice) > 1 else " stands"
         notes.append(f"{len(twice):,} test text{plural} in the training part too, for example {shown!r}")
     return train, validation, test, goal, columns, notes
+
+
+def short(text: str, most: int = 60) -> str:
+    """The beginning of a text, for a message."""
+    return text if len(text) <= most else text[:most] + "…"
 
 
 def untested(goal: Goal, test: Dataset) -> list[str]:
@@ -386,6 +386,9 @@ def few(data: Dataset, shots: int, seed: int) -> tuple[Dataset, str]:
     labels = data.targets[order]
     chosen = torch.cat([order[labels == label][:shots] for label in torch.unique(labels)]).sort().values
     fewer = int((torch.bincount(data.targets)[torch.unique(labels)] < shots).sum())
+    if len(chosen) == len(data) and (largest := int(torch.bincount(labels).max())) < shots:
+        what = f"--shots {shots} is more than there are: no class has more than {largest:,} training texts"
+        raise ConfigError(what, hint="ask for fewer, or leave it out to train on all")
     said = f"{shots} texts of each class are trained on, {len(data) - len(chosen):,} others are left out"
     if fewer:
         said += f"; {fewer} class{'es have' if fewer > 1 else ' has'} fewer"
