@@ -241,6 +241,18 @@ def test_explain_is_said_and_refused_in_one_line(run: Path, tmp_path: Path, caps
         explain_run(run, " ", None, Silent())
 
 
+def test_evaluate_tells_whether_the_promises_held(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.csv").write_text(
+        "text,label\nmy card is lost number 3,money\nblock this card number 5,card\nq,card\n"
+    )
+    sys.argv = ["feedfwd", "evaluate", str(run), str(tmp_path / "t.csv")]
+    main_or_exit()
+    said = capsys.readouterr().out
+    assert "answers 66.7% of these texts, 50.0% of these wrong" in said and "33.3% of these texts" in said
+
+
 def test_texts_of_no_class_are_told_from_others(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     strange = tmp_path / "strange.txt"
     strange.write_text("".join(f"qwertz uiop {i} asdf\n" for i in range(30)) + f"{ff.load(run).memory.texts[0]}\n")

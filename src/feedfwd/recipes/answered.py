@@ -1,7 +1,7 @@
 """How well a model answers: what it holds of the right answers, and what it writes itself; `feedfwd evaluate`."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,16 @@ def answered(
     return scores, found
 
 
+def shown(row: Mapping[str, Any]) -> str:
+    """A question and what was answered, in one line.
+
+    >>> shown({"question": "Where?", "answer": "Over\\n\\n there."})
+    "'Where?' → 'Over there.'"
+    """
+    question, answer = (" ".join(row[key].split()) for key in ("question", "answer"))
+    return f"{question[-60:]!r} → {answer[:80]!r}"
+
+
 def evaluate_chats(path: Path, source: str | None, listener: Listener) -> dict[str, float]:
     """Scores of a run that answers on other conversations, or on its own test part, else those that it held back."""
     chatter = Chatter.load(path)
@@ -137,5 +147,5 @@ def evaluate_chats(path: Path, source: str | None, listener: Listener) -> dict[s
         of = f"  of {len(found):,} answers" if key == "exact_answers" else ""
         listener.say(f"  {word(key).label:<24}{score(key, value, rows.answers)}{of}")
     for row in found[:2]:
-        listener.say(f"  {row['question'][-60:]!r} → {row['answer'][:80]!r}")
+        listener.say(f"  {shown(row)}")
     return scores

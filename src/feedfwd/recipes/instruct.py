@@ -24,7 +24,7 @@ from feedfwd.models.apart import Apart
 from feedfwd.models.transformer import Transformer, build
 from feedfwd.recipes import environment
 from feedfwd.recipes.adapters import adapted, keep
-from feedfwd.recipes.answered import SHOWN, answer_scores, answered, split
+from feedfwd.recipes.answered import SHOWN, answer_scores, answered, shown, split
 from feedfwd.recipes.chatter import TEMPLATE, TOKENIZER, Chatter, about
 from feedfwd.recipes.console import Listener, Silent
 from feedfwd.recipes.memory import activations
@@ -382,7 +382,7 @@ def summary(result: Mapping[str, Any]) -> list[str]:
                 f"perplexity {number(scores['perplexity'])}, {scores['token_accuracy']:.1%} of tokens foretold"
             )
     for row in result["answers"][:2]:
-        lines.append(f"  {row['question'][-60:]!r} → {row['answer'][:80]!r}")
+        lines.append(f"  {shown(row)}")
     if n := result.get("asked", {}).get("n"):
         exact = (result["test"] or result["validation"])["exact_answers"]
         lines.append(

@@ -166,24 +166,24 @@ def spread_of(scores: Mapping[str, Floats]) -> dict[str, tuple[float, float]]:
     return {name: (float(score.mean()), float(score.std())) for name, score in scores.items()}
 
 
+def kept(verdict: Judgement, test: Answers) -> dict[str, int]:
+    """How many of these are answered, how many of those wrongly, and how many count as out of scope."""
+    answered_N = verdict.confidence(test.logits) >= verdict.abstain.threshold
+    rejected = sum(mark == OUTSIDE for mark in verdict.marks(test.logits, test.near))
+    wrong = int((~test.right[answered_N]).sum())
+    return {"n": len(answered_N), "answered": int(answered_N.sum()), "wrong": wrong, "rejected": rejected}
+
+
 def judged(verdict: Judgement, held: Answers, test: Answers, classes: Sequence[str]) -> dict[str, Any]:
     """What `result.json` holds as "judgement": the fitted numbers, how they do on `test`, likely label errors."""
     raw_NC = (sigmoid if test.several else softmax)(test.logits)
     raw_N, scaled_N, right_N = confidence(raw_NC, several=test.several), verdict.confidence(test.logits), test.right
-    answered_N = scaled_N >= verdict.abstain.threshold
-    rejected_N = np.array([mark == OUTSIDE for mark in verdict.marks(test.logits, test.near)])
-    n = len(right_N)
     return {
         **verdict.to_json(),
         "calibration": {"before": reliability(raw_N, right_N), "after": reliability(scaled_N, right_N)},
         "risk_coverage": risk_coverage(scaled_N, right_N),
         "area_under_risk": area_under_risk(scaled_N, right_N),
-        "test": {
-            "n": n,
-            "answered": int(answered_N.sum()),
-            "wrong": int((~right_N[answered_N]).sum()),
-            "rejected": int(rejected_N.sum()),
-        },
+        "test": kept(verdict, test),
         "label_errors": _label_errors(verdict, held, classes),
     }
 
@@ -241,21 +241,32 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         _promise(abstain, test),
     ]
     if found["scope_threshold"] is not None:
-        said.append(
-            f"out of scope: rejects {found['false_reject']:.0%} of texts like the held-out ones; "
-            f"{test['rejected'] / test['n']:.1%} of test"
-        )
+        said.append(_scope(found["false_reject"], test))
     if (errors := found["label_errors"]) and errors["found"]:
         said.append(f"{errors['found']:,} of {errors['n']:,} labels deserve a second look: the report lists them")
     return said
 
 
-def _promise(abstain: Mapping[str, Any], test: Mapping[str, Any]) -> str:
+def promises(verdict: Judgement, test: Answers) -> list[str]:
+    """What a person is told of the thresholds on other texts than the run's own test part."""
+    found = kept(verdict, test)
+    said = [_promise(asdict(verdict.abstain), found, "these texts")]
+    if verdict.scope_threshold is not None:
+        said.append(_scope(verdict.false_reject, found, "these texts"))
+    return said
+
+
+def _scope(false_reject: float, test: Mapping[str, Any], where: str = "test") -> str:
+    share = f"{test['rejected'] / test['n']:.1%}"
+    return f"out of scope: rejects {false_reject:.0%} of texts like the held-out ones; {share} of {where}"
+
+
+def _promise(abstain: Mapping[str, Any], test: Mapping[str, Any], where: str = "test") -> str:
     target = f"at most {abstain['error']:.3g} of the answers wrong"
     if not abstain["coverage"]:
         return f"abstain: no threshold keeps {target} with confidence {abstain['level']:.0%}; raise decide.error"
     share = f"{test['wrong'] / test['answered']:.1%} of these wrong" if test["answered"] else "none of these"
     return (
         f"abstain below {number(abstain['threshold'])} for {target} (confidence {abstain['level']:.0%}): "
-        f"answers {test['answered'] / test['n']:.1%} of test, {share}"
+        f"answers {test['answered'] / test['n']:.1%} of {where}, {share}"
     )

@@ -12,6 +12,7 @@ from feedfwd.data.text_tables import read_table
 from feedfwd.errors import DataError
 from feedfwd.recipes.classifier import TextClassifier
 from feedfwd.recipes.console import Listener
+from feedfwd.recipes.judge import Answers, promises
 from feedfwd.recipes.outside import outside_scores
 from feedfwd.recipes.texts import parts, read_like, untested
 from feedfwd.report.words import interval, score, word
@@ -42,6 +43,11 @@ def evaluate_labelled(
     for key, value in scores.items():
         around = f"  (95 %: {interval(key, found[key], len(texts))})" if key in found else ""
         listener.say(f"  {word(key).label:<24}{score(key, value, len(texts))}{around}")
+    if (verdict := classifier.verdict) is not None:
+        features, outputs = read
+        answered = Answers(outputs.double().numpy(), data.targets.numpy(), classifier.near(features))
+        for line in promises(verdict, answered):
+            listener.say(f"  {line}")
     if outside is not None:
         scores |= outside_scores(classifier, read, name, outside, listener)
     return scores
