@@ -324,6 +324,9 @@ def parts(config: FinetuneConfig) -> tuple[Texts, Texts | None, Texts, Goal, dic
     whole = read_table(config.source, text=config.text, target=config.target, kinds=_kinds(config))
     goal = goal_for(whole)
     data = goal.targets(whole)
+    if goal.kind == "label" and 2 < len(whole) == goal.outputs:
+        what = f"each of the {len(whole):,} texts has a label of its own in column {whole.target!r}"
+        raise DataError(what, hint="name another one with --target; for numbers say --task regress")
     data.check_trainable("say --task regress")
     notes = list(whole.notes)
     assert whole.target is not None
