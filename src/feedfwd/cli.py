@@ -508,13 +508,21 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    false_reject: Annotated[
+        float | None,
+        typer.Option(
+            metavar="P",
+            help="Beside --outside: share of DATA that may be taken for outside.  [default: decide.false_reject]",
+            show_default=False,
+        ),
+    ] = None,
     data_dir: DataDir = None,
 ) -> None:
     """Score a trained run on data it has not seen."""
     from feedfwd.recipes.apply import evaluate_run
     from feedfwd.recipes.console import Terminal
 
-    evaluate_run(run, data, Terminal(), data_dir=data_dir, outside=outside)
+    evaluate_run(run, data, Terminal(), data_dir=data_dir, outside=outside, false_reject=false_reject)
 
 
 @app.command()

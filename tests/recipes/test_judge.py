@@ -265,6 +265,15 @@ def test_texts_of_no_class_are_told_from_others(run: Path, tmp_path: Path, capsy
     score = {k: [v] for k, v in scores.items() if k.startswith("outside_auroc_")}
     assert set(score) == {f"outside_auroc_{name}" for name in ("probability", "energy", "neighbours", "together")}
     assert scores["outside_auroc_neighbours"] > 0.9 and scores["outside_rejected"] > 0.9
+    strict, loose = (
+        evaluate_run(run, None, Silent(), outside=str(strange), false_reject=rate)["outside_caught_energy"]
+        for rate in (0.01, 0.5)  # of 48 texts inside 1 % is none
+    )
+    assert strict == 0 < scores["outside_caught_energy"] <= loose
+    with pytest.raises(ConfigError, match="a share between 0 and 1"):
+        evaluate_run(run, None, Silent(), outside=str(strange), false_reject=1.5)
+    with pytest.raises(ConfigError, match="--outside"):
+        evaluate_run(run, None, Silent(), false_reject=0.1)
     inside = model.read(model.rows(["my card is lost number 3"] * 2 + ["send money abroad"]))
     outside = model.read(model.rows(strange.read_text().splitlines()))
     own, others = model.near(inside[0]), model.near(outside[0])

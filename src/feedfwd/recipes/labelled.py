@@ -19,7 +19,7 @@ from feedfwd.report.words import interval, score, word
 
 
 def evaluate_labelled(
-    path: Path, source: str | None, listener: Listener, outside: str | None = None
+    path: Path, source: str | None, listener: Listener, outside: str | None = None, false_reject: float | None = None
 ) -> dict[str, float]:
     """Scores of a run on a file of labelled texts, or on the run's own test part; and how well it tells these from the
     texts of the file `outside`, which belong to no class.
@@ -49,7 +49,7 @@ def evaluate_labelled(
         for line in promises(verdict, answered):
             listener.say(f"  {line}")
     if outside is not None:
-        scores |= outside_scores(classifier, read, name, outside, listener)
+        scores |= outside_scores(classifier, read, name, outside, listener, false_reject)
     return scores
 
 

@@ -21,13 +21,18 @@ TOGETHER = "together"
 
 
 def outside_scores(
-    classifier: TextClassifier, inside: tuple[Tensor, Tensor], where: str, source: str, listener: Listener
+    classifier: TextClassifier,
+    inside: tuple[Tensor, Tensor],
+    where: str,
+    source: str,
+    listener: Listener,
+    false_reject: float | None = None,
 ) -> dict[str, float]:
     """AUROC of each score and of their mean, and what is rejected below which threshold; names begin with "outside_".
 
     `inside` is what `read` gave for texts of the scope, those of `where`; `source` holds texts of no class. The
-    thresholds are fitted on the texts inside, at the run's `decide.false_reject`; the run's own is applied as well,
-    where it has one.
+    thresholds are fitted on the texts inside, at `false_reject` (not given: the run's `decide.false_reject`); the run's
+    own is applied as well, where it has one.
     """
     if classifier.goal.kind == "number":
         what = "--outside asks whether a text belongs to one of the classes, and this run answers with a number"
@@ -46,7 +51,7 @@ def outside_scores(
     own[TOGETHER], others[TOGETHER] = (
         combined([found[name] for name in spread], list(spread.values())) for found in (own, others)
     )
-    rate = config.decide.false_reject
+    rate = config.decide.false_reject if false_reject is None else false_reject
     listener.say(f"{len(table):,} texts of {source} against {len(inside[1]):,} of {where}:")
     found: dict[str, float] = {}
     for name, label in (WORDS | {TOGETHER: "these together"}).items():
@@ -55,10 +60,10 @@ def outside_scores(
             threshold = scope_threshold(own[name], rate)
             caught = float((others[name] < threshold).mean())
             found |= {f"outside_auroc_{name}": area, f"outside_caught_{name}": caught}
-            listener.say(
-                f"  {label:<28}AUROC {area:.4f}{around}; {caught:.1%} lie below {number(threshold)}, "
-                f"as {rate:.0%} of the others do"
-            )
+            below = f"{caught:.1%} lie below {number(threshold)}, as {100 * rate:.3g}% of the others do"
+            if not np.isfinite(threshold):
+                below = f"the others are too few for a threshold that {100 * rate:.3g}% of them lie below"
+            listener.say(f"  {label:<28}AUROC {area:.4f}{around}; {below}")
     if verdict is not None and verdict.scope_threshold is not None:
         wrongly, rightly = (_rejected(classifier, *texts) for texts in (inside, outside))
         found |= {"outside_rejected": rightly, "inside_rejected": wrongly}
