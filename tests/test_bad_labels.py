@@ -83,6 +83,10 @@ def not_finite() -> None:
     save_file(tensors, "base/model.safetensors")
 
 
+def chats() -> None:
+    Path("c.jsonl").write_text("".join(f'{{"prompt": "{i}?", "completion": "{i}"}}\n' for i in range(6)))
+
+
 def pickled() -> None:
     Path("hf").mkdir()
     Path("hf/config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": 9}))
@@ -98,6 +102,20 @@ CASES: list[tuple[str, Make, str]] = [
     ("a file", given("t.jsonl", "--from", "text.txt"), "text.txt"),
     ("weights that are no numbers", spoilt(not_finite, "finetune", *FROM), "not finite"),
     ("only pickled weights", spoilt(pickled, "finetune", "t.jsonl", "--from", "hf"), "hf"),
+    ("weights that are no numbers, to answer with", spoilt(
+        lambda: (not_finite(), chats()), "finetune", "c.jsonl", "--from", "base"
+    ), "not finite"),
+    ("a template that ends no answer", spoilt(
+        lambda: (chats(), Path("t.jinja").write_text("{% for m in messages %}{{ m.content }}\n{% endfor %}")),
+        "finetune", "c.jsonl", "--from", "base", "--set", "chat.template=t.jinja",
+    ), "generation would never stop"),
+    ("a model of no family", spoilt(
+        lambda: (Path("hf").mkdir(), Path("hf/config.json").write_text("{}")), "finetune", "t.jsonl", "--from", "hf"
+    ), "names no model_type"),
+    ("a model of an unknown family", spoilt(
+        lambda: (Path("hf").mkdir(), Path("hf/config.json").write_text('{"model_type": "bart"}')),
+        "finetune", "t.jsonl", "--from", "hf",
+    ), "family 'bart' is not read here: did you mean 'bert'"),
     ("no tokenizer", spoilt(lambda: Path("base/tokenizer.json").unlink(), "finetune", *FROM), "tokenizer.json"),
     ("resume and start", given("--resume", "tuned", "--from", "base"), "starts a new one"),
     # methods
@@ -122,6 +140,14 @@ CASES: list[tuple[str, Make, str]] = [
     ("an unseen label among several", given(
         "s.jsonl", "--test", "u.jsonl", file="u.jsonl", text=rows(["x"], ["q"])
     ), "there is no file or folder s.jsonl"),
+    ("the same text everywhere", given(
+        "a.jsonl", file="a.jsonl", text='{"text": "a b", "label": 1}\n{"text": "A  b", "label": 0}\n' * 9
+    ), "all 14 texts of a.jsonl are "),
+    ("a test file without texts", given(
+        *FROM, "--test", "u.jsonl", file="u.jsonl", text='{"txt": 3, "label": "x"}\n' * 4
+    ), "no column 'text', from which texts were read in training, and no other of text: did you mean 'txt'"),
+    ("more shots than there are", given(*FROM, "--shots", "9"), "no class has more than 5 training texts"),
+    ("a teacher that writes", given("t.jsonl", "--teacher", "base"), "base is a run of `feedfwd pretrain`"),
     ("no shots", given(*FROM, "--shots", "0"), "data.shots"),
     ("shots of numbers", given(*FROM, "--task", "regress", "--target", "text"), "text"),
     ("numbers of words", given(*FROM, "--task", "regress"), "which is no number"),
@@ -143,6 +169,11 @@ CASES: list[tuple[str, Make, str]] = [
     ), "preprocess.json"),
     ("predict an empty text", lambda: ["predict", "tuned", ""], "the text is empty"),
     ("no folder to write to", lambda: ["predict", "tuned", "a", "--out", "no/o.csv"], "make its folder first"),
+    ("predict a file without texts", spoilt(
+        lambda: Path("u.jsonl").write_text('{"txt": 3}\n' * 4), "predict", "tuned", "u.jsonl"
+    ), "no column 'text', from which texts were read in training"),
+    ("foreign texts from nowhere", lambda: ["evaluate", "tuned", "--outside", "nowhere.txt"], "nowhere.txt"),
+    ("foreign texts for what writes", lambda: ["evaluate", "base", "--outside", "t.jsonl"], "classifiers of texts"),
     ("predict by what writes", lambda: ["predict", "base", "a"], "it is for `feedfwd generate`"),
     ("explain into a file", lambda: ["predict", "tuned", "a", "--explain", "--out", "o.csv"], "leave one out"),
     ("predict for nothing", given(), "no DATA"),

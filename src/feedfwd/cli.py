@@ -314,7 +314,7 @@ def learn_to_answer(
     from feedfwd.errors import ConfigError
     from feedfwd.recipes import instruct
 
-    for name in ("test", "text", "target", "shots"):
+    for name in ("text", "target", "shots"):
         if flags.pop(name) is not None:
             raise ConfigError(f"--{name} is for labelled texts, not for --task instruct", hint="leave it out")
     settings = layered(InstructConfig, config, set_, flags)
@@ -500,13 +500,29 @@ def evaluate(
         str | None,
         typer.Argument(metavar="DATA", help="A source with labels.  [default: the run's own test part]"),
     ] = None,
+    outside: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Texts that belong to no class: how well a classifier of texts tells them from DATA.",
+            show_default=False,
+        ),
+    ] = None,
+    false_reject: Annotated[
+        float | None,
+        typer.Option(
+            metavar="P",
+            help="Beside --outside: share of DATA that may be taken for outside.  [default: decide.false_reject]",
+            show_default=False,
+        ),
+    ] = None,
     data_dir: DataDir = None,
 ) -> None:
     """Score a trained run on data it has not seen."""
     from feedfwd.recipes.apply import evaluate_run
     from feedfwd.recipes.console import Terminal
 
-    evaluate_run(run, data, Terminal(), data_dir=data_dir)
+    evaluate_run(run, data, Terminal(), data_dir=data_dir, outside=outside, false_reject=false_reject)
 
 
 @app.command()

@@ -15,6 +15,9 @@ class ChatConfig(Settings):
     longest: Annotated[int, Field(ge=8)] = Field(512, description="tokens of a conversation; what is longer is cut")
     packing: bool = Field(False, description="conversations of all lengths share rows; none sees another")
     validation: Share = Field(0.1, description="share of the conversations held back; 0: none")
+    asked: Annotated[int, Field(ge=0)] = Field(
+        32, description="questions of the test part, else of those held back, that are answered at the end"
+    )
 
 
 class InstructOptimizer(OptimizerConfig):
@@ -42,6 +45,7 @@ class InstructConfig(Recipe):
     """
 
     source: str
+    test: str | None = Field(None, description="a file of its own for the test part")
     task: Literal["instruct"] = "instruct"
     pretrained: str = Field(description="what to start from: a run of pretrain, a folder or a name of Hugging Face's")
     method: Literal["full", "lora", "dora"] = "full"

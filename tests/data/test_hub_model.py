@@ -17,11 +17,15 @@ CONTENT = {
     "tokenizer.json": b"{}",
     "modules.json": b"[]",
     "1_Pooling/config.json": b'{"pooling_mode": "mean"}',
+    "chat_template.jinja": b"{{ messages }}",
     "pytorch_model.bin": b"a pickle",
     "onnx/model.onnx": b"another form",
     "run.py": b"raise SystemExit",
 }
-TAKEN = {"config.json", "model.safetensors", "tokenizer.json", "modules.json", "1_Pooling/config.json"}
+TAKEN = {
+    "config.json", "model.safetensors", "tokenizer.json", "modules.json", "chat_template.jinja",
+    "1_Pooling/config.json",
+}  # fmt: skip
 
 
 class Models(Handler):
@@ -70,6 +74,15 @@ def test_what_was_fetched_is_there_without_the_hub(hub: Hub, monkeypatch: pytest
     folder = fetch_model("some/model")
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert fetch_model("some/model") == folder
+
+
+def test_pickled_weights_alone_are_refused_with_what_to_run(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(CONTENT, "model.safetensors")
+    with pytest.raises(
+        DataError, match=r"some/model has its weights as a pickle alone.*python -c .*convert\(get\("
+    ) as e:
+        fetch_model("some/model")
+    compile(e.value.hint.partition('python -c "')[2].removesuffix('"'), "hint", "exec")
 
 
 def test_a_name_that_the_hub_has_not_is_one_line(hub: Hub) -> None:

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from feedfwd.data.ngrams import named_ngrams, ngrams
+from feedfwd.data.ngrams import ngrams, placed_ngrams
 from feedfwd.data.ragged import PAD, Ragged, RaggedBatches
 
 
@@ -30,9 +30,10 @@ def test_a_text_shorter_than_the_longest_run_stands_alone(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["How do I locate my card?", "酒店很好,早餐不错", "", "no no NO"])
 def test_names_and_buckets_are_those_of_the_text(text: str) -> None:
-    named = named_ngrams(text, 1 << 20, words=3)
-    assert sorted({bucket for _, bucket in named}) == next(iter(ngrams([text], 1 << 20, words=3))).tolist()
-    assert all(piece in " ".join(text.casefold().split()).join("  ") for piece, _ in named)
+    folded, starts, ends, buckets = placed_ngrams(text, 1 << 20, words=3)
+    assert sorted(set(buckets.tolist())) == next(iter(ngrams([text], 1 << 20, words=3))).tolist()
+    assert folded == " ".join(text.casefold().split()).join("  ")
+    assert len(starts) == len(ends) == len(buckets) and all(starts < ends) and all(ends <= len(folded))
 
 
 def test_words_and_pairs_of_words_are_found_wherever_they_stand() -> None:
@@ -87,7 +88,6 @@ def test_digits_read_alike_where_they_are_not_told_apart() -> None:
     assert [row.tolist() for row in ngrams(one, 1 << 20, digits=False)] == [
         row.tolist() for row in ngrams(two, 1 << 20)
     ]
-    assert [piece for piece, _ in named_ngrams("in 2024", 1 << 20, words=1, chars=(0, 0), digits=False)] == [
-        "in",
-        "0000",
-    ]
+    folded, starts, ends, buckets = placed_ngrams("in 2024", 1 << 20, words=1, chars=(0, 0), digits=False)
+    assert [folded[a:b] for a, b in zip(starts, ends, strict=True)] == [" in 2024 "[a:b] for a, b in ((1, 3), (4, 8))]
+    assert buckets[1] == placed_ngrams("0000", 1 << 20, words=1, chars=(0, 0))[3][0]

@@ -165,6 +165,35 @@ def test_a_classifier_gives_the_same_in_transformers(tmp_path: Path, family: str
     torch.testing.assert_close(probabilities, torch.tensor(ours.predict_proba(TEXTS)), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("family", "target", "settings"),
+    [
+        ("bert", "label", {"encoder__start": "means"}),
+        ("bert", "number", {"encoder__hidden": [12], "ffn__activation": "gelu"}),
+        ("roberta", "labels", {"method": "lora"}),
+        ("llama", "label", {}),
+    ],
+)
+def test_as_the_presets_make_it_a_classifier_gives_the_same_in_sentence_transformers(
+    tmp_path: Path, family: str, target: str, settings: dict[str, Any]
+) -> None:
+    source = table(tmp_path / "t.jsonl", target)
+    recipe.finetune_config(config(source, folder(tmp_path / "base", family), **settings), tmp_path / "run")
+    listener = Lines()
+    export_run(tmp_path / "run", "hf", tmp_path / "out", listener)
+    assert "to have that" in listener.said[0] and "SentenceTransformer" in listener.said[1]
+    ours = ff.load(tmp_path / "run")
+    said = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert said["model_type"] == family and list(said.get("id2label", {}).values()) == list(ours.classes)
+    found = pytest.importorskip("sentence_transformers").SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    z = torch.tensor(found.encode(TEXTS))
+    if target == "number":
+        torch.testing.assert_close(z[:, 0], torch.tensor(ours.predict(TEXTS)), atol=1e-4, rtol=1e-4)
+        return
+    probabilities = z.softmax(1) if target == "label" else z.sigmoid()
+    torch.testing.assert_close(probabilities, torch.tensor(ours.predict_proba(TEXTS)), atol=1e-5, rtol=1e-4)
+
+
 def test_its_temperature_and_a_base_of_ours_go_along(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("".join(f"{i} times {i % 7} is {i * (i % 7)}.\n" for i in range(300)))
     pairs = ["model.width=32", "model.depth=1", "model.heads=2", "data.row=64", "train.steps=2", "data.tokenizer=bytes"]
@@ -250,10 +279,10 @@ def test_a_model_that_answers_gives_the_same_in_transformers_and_peft(
 
 def test_what_has_no_such_form_says_why(tmp_path: Path) -> None:
     source, place = table(tmp_path / "t.jsonl"), folder(tmp_path / "base", "bert")
-    recipe.finetune_config(config(source, place), tmp_path / "run")
-    with pytest.raises(
-        ConfigError, match=r"encoder\.pooling=mean.*--set encoder\.pooling=cls --set encoder\.hidden=\[32\]"
-    ):
+    layers = {"encoder__hidden": [8], "ffn__activation": "relu2"}
+    recipe.finetune_config(config(source, place, **layers), tmp_path / "run")
+    wanted = r"encoder\.pooling=mean.*--set encoder\.pooling=cls --set encoder\.hidden=\[32\]"
+    with pytest.raises(ConfigError, match=wanted):
         export_run(tmp_path / "run", "hf", tmp_path / "out", Silent())
     with pytest.raises(RunError, match="has no adapters"):
         export_run(tmp_path / "run", "peft", tmp_path / "out", Silent())
@@ -261,6 +290,10 @@ def test_what_has_no_such_form_says_why(tmp_path: Path) -> None:
     recipe.finetune_config(bag, tmp_path / "bag")
     with pytest.raises(ConfigError, match="bag of n-grams"):
         export_run(tmp_path / "bag", "hf", tmp_path / "out", Silent())
+    beside = config(source, place, encoder__ngrams=True, bag__buckets=64, train__steps=2)
+    recipe.finetune_config(beside, tmp_path / "beside")
+    with pytest.raises(ConfigError, match=r"encoder\.ngrams=true"):
+        export_run(tmp_path / "beside", "hf", tmp_path / "out", Silent())
     assert not (tmp_path / "out").exists()
 
 

@@ -202,7 +202,11 @@ CASES: list[Case] = [
     ("broken JSON", lambda d: [written(d / "t.jsonl", '{"text": "a", "label"')], "row 1 is no JSON object"),
     ("no label column", lambda d: [written(d / "t.csv", "text\na b\nc d\n")], "labels are missing"),
     ("one class", lambda d: [written(d / "t.csv", "text,label\na,x\nb,x\nc,x\n")], "one class only, 'x'"),
-    ("a class a text", lambda d: [written(d / "t.csv", "text,label\na,x\nb,y\nc,z\n")], "say --task regress"),
+    (
+        "a class a text",
+        lambda d: [written(d / "t.csv", "text,label\na,x\nb,y\nc,z\n")],
+        "a label of its own in",
+    ),
     (
         "lists for one label",
         lambda d: [written(d / "t.jsonl", '{"text": "a", "label": ["x"]}\n'), "--set", "data.several=false"],

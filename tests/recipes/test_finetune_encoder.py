@@ -13,7 +13,9 @@ from feedfwd.checkpoint import Run
 from feedfwd.config import overrides, parse
 from feedfwd.config_finetune import FinetuneConfig
 from feedfwd.config_pretrain import PretrainConfig
+from feedfwd.models.encoder import Encoder
 from feedfwd.recipes import finetune as recipe
+from feedfwd.recipes.held_out import memory
 from feedfwd.recipes.interrupt import Interrupted
 from feedfwd.recipes.pretrain import pretrain_config
 from feedfwd.recipes.texts import prepare_texts
@@ -99,6 +101,65 @@ def test_the_head_alone_sees_features_that_were_taken_once(
     p = prepare_texts(config(table(), base / "masked", method="head"))
     assert p.features is not None and p.features.shape == (len(p.train), 32)
     torch.testing.assert_close(p.trained.eval()(p.features), p.classifier.outputs(p.train.rows))
+
+
+def test_a_frozen_model_reads_every_text_once_and_its_head_is_judged(
+    tmp_path: Path, base: Path, table: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    once = Encoder._features
+    monkeypatch.setattr(Encoder, "_features", lambda self, x: (seen.append(len(x)), once(self, x))[1])
+    source = config(table(n=120), base / "masked", method="head", train__epochs=30.0, decide__level=0.5)
+    found = recipe.finetune_config(source.with_("data.validation", 0.1), tmp_path / "a")
+    assert sum(seen) == 120 and found.result["judgement"] is None  # 11 held-out answers are too few
+    seen.clear()
+    found = recipe.finetune_config(source.with_("encoder.start", "means"), tmp_path / "b")
+    judgement = found.result["judgement"]
+    assert sum(seen) == 120 and judgement["n"] == 96 and "5 fifths of the training part" in judgement["fitted_on"]
+    loaded = ff.load(tmp_path / "b")
+    features, outputs = loaded.read(loaded.rows(["my card", "zzzz"]))
+    torch.testing.assert_close(outputs, loaded.outputs(loaded.rows(["my card", "zzzz"])))
+    torch.testing.assert_close(features, loaded.features(loaded.rows(["my card", "zzzz"])))
+    assert loaded.memory is not None and len(loaded.memory.texts) == 96
+
+
+def test_training_texts_are_remembered_where_nothing_is_fitted(
+    tmp_path: Path, base: Path, table: Callable[..., str]
+) -> None:
+    found = recipe.finetune_config(config(table(), base / "next", method="lora"), tmp_path / "run")
+    assert found.result["judgement"] is None and len(found.memory.texts) == 48
+    assert len(ff.load(tmp_path / "run").explain("my card was stolen").similar) == 3
+
+
+def test_remembered_texts_are_of_every_class_though_the_file_is_sorted(base: Path, table: Callable[..., str]) -> None:
+    p = prepare_texts(config(table(n=120), base / "next"))
+    p.train = p.train.select(p.train.data.targets.argsort(stable=True))
+    kept, known = memory(p, p.train, most=12)
+    assert kept.data.targets.bincount().tolist() == [4, 4, 4] and known.shape == (12, 32)
+    torch.testing.assert_close(known, p.classifier.features(p.classifier.rows(kept.texts)))
+
+
+@pytest.mark.parametrize("windows", [1, 2])
+def test_one_pass_gives_features_and_outputs(base: Path, table: Callable[..., str], windows: int) -> None:
+    settings = {"encoder__ngrams": True, "encoder__windows": windows, "encoder__longest": 8, "bag__buckets": 64}
+    p = prepare_texts(config(table(), base / "next", **settings))
+    features, outputs = p.classifier.read(p.train.rows)
+    torch.testing.assert_close(features, p.classifier.features(p.train.rows))
+    torch.testing.assert_close(outputs, p.classifier.outputs(p.train.rows))
+
+
+def test_several_labels_are_judged(tmp_path: Path, base: Path, table: Callable[..., str]) -> None:
+    source = table(lambda i, label: [label] if i % 4 else [label, "fourth"], n=400)
+    chosen = config(source, base / "masked", method="head", train__epochs=20.0, data__validation=0.2, decide__error=0.9)
+    found = recipe.finetune_config(chosen, tmp_path / "run").result["judgement"]
+    assert found["several"] and found["n"] == 64 and found["test"]["n"] == 80
+    loaded = ff.load(tmp_path / "run")
+    p = loaded.predict_proba(["my card"])
+    z = loaded.outputs(loaded.rows(["my card"]))
+    assert p == pytest.approx(torch.sigmoid(z / found["temperature"]).numpy(), abs=1e-6)
+    assert all(names is None or isinstance(names, tuple) for names in loaded.predict(["my card", "q"], abstain=True))
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "<h2>When to answer</h2>" in page and "all labels are right" in page
 
 
 def test_several_labels_a_text(tmp_path: Path, base: Path, table: Callable[..., str]) -> None:

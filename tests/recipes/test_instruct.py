@@ -1,4 +1,5 @@
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -10,16 +11,22 @@ import feedfwd as ff
 from feedfwd.checkpoint import Run
 from feedfwd.cli import main
 from feedfwd.config import parse
+from feedfwd.config_finetune import FinetuneConfig
 from feedfwd.config_instruct import InstructConfig
 from feedfwd.config_pretrain import PretrainConfig
+from feedfwd.data.chats import Turn
 from feedfwd.data.conversations import ChatBatches
 from feedfwd.errors import ConfigError, DataError, RunError
 from feedfwd.models.apart import Apart
 from feedfwd.models.generate import Sampling
 from feedfwd.models.transformer import build
+from feedfwd.recipes.answered import answer_scores
+from feedfwd.recipes.apply import evaluate_run
 from feedfwd.recipes.chatter import Chatter
 from feedfwd.recipes.console import Silent
-from feedfwd.recipes.instruct import answer_scores, dry_run, instruct_config, prepare_chats, resume
+from feedfwd.recipes.export import export_run
+from feedfwd.recipes.finetune import finetune_config
+from feedfwd.recipes.instruct import dry_run, instruct_config, memory, prepare_chats, resume
 from feedfwd.recipes.interrupt import Interrupted
 from feedfwd.recipes.pretrain import pretrain_config
 from feedfwd.train.cross_entropy import Gradients
@@ -73,6 +80,42 @@ def test_a_model_learns_to_answer_and_to_stop(place, tmp_path, packing):
     assert loaded.answer(
         [("user", "What colour is sky?"), ("assistant", "It is blue."), ("user", "snow: which colour?")]
     )
+
+
+def test_what_answers_already_can_be_started_from(place, tmp_path):
+    answers = instruct_config(
+        config(place, chat__template=str(_own_template(tmp_path)), train__steps=4), tmp_path / "a"
+    )
+    again = prepare_chats(config(place).with_("pretrained", str(tmp_path / "a")))
+    assert again.template.source == answers.template.source and "Reply" in again.template.source
+    ids = torch.arange(6)[None]
+    assert torch.equal(again.model.eval()(ids), answers.model(ids))
+    made = instruct_config(config(place, pretrained=str(tmp_path / "a"), method="lora", train__steps=2), tmp_path / "b")
+    assert isinstance(made.answer("What colour is sky?"), str)
+    rows = [{"text": row["prompt"], "label": row["prompt"].split()[0]} for row in chats()]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    labelled = FinetuneConfig(source=str(tmp_path / "t.jsonl"), pretrained=str(tmp_path / "a")).with_("train.steps", 1)
+    assert finetune_config(labelled, tmp_path / "c").predict(["snow: which colour?"]).shape == (1,)
+    further = {"sources": [str(place / "text.txt")], "pretrained": str(tmp_path / "a"), "train": {"steps": 1}}
+    pretrain_config(PretrainConfig.model_validate(further), tmp_path / "d")
+    (tmp_path / "a" / "tokenizer.json").unlink()
+    with pytest.raises(RunError, match=r"tokenizer\.json"):
+        prepare_chats(config(place).with_("pretrained", str(tmp_path / "a")))
+
+
+def _own_template(folder: Path) -> Path:
+    source = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+    (folder / "own.jinja").write_text(source + "{% if add_generation_prompt %}Reply: {% endif %}")
+    return folder / "own.jinja"
+
+
+def test_a_models_own_template_is_taken_from_the_hub_too(place, tmp_path, monkeypatch):
+    export_run(place / "base", "hf", tmp_path / "hf", Silent())
+    said = json.loads((tmp_path / "hf" / "tokenizer_config.json").read_text())
+    own = _own_template(tmp_path).read_text()
+    (tmp_path / "hf" / "tokenizer_config.json").write_text(json.dumps(said | {"chat_template": own}))
+    monkeypatch.setattr("feedfwd.recipes.pretrained.fetch_model", lambda name: tmp_path / "hf")
+    assert prepare_chats(config(place, pretrained="some/model")).template.source == own
 
 
 @pytest.mark.parametrize("method", ["lora", "dora"])
@@ -194,6 +237,44 @@ def test_packing_changes_no_update(place, tmp_path):
     assert 0 < packed.result["examples_per_second"] < 1e6
 
 
+def test_a_model_is_tested_on_a_file_of_its_own_and_evaluated(place, tmp_path, capsys):
+    asked = [{"prompt": f"What colour is {thing}?", "completion": f"It is {c}."} for thing, c in COLOURS.items()]
+    asked.append({"prompt": "What colour is love?", "completion": "It is not known."})
+    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    settings = {"train__steps": 120, "optimizer__lr": 0.003, "chat__validation": 0.0, "train__batch_size": 6}
+    made = instruct_config(config(place, test=str(tmp_path / "test.jsonl"), **settings), tmp_path / "run")
+    result = made.result
+    assert result["sizes"]["test"] == 7 and result["asked"]["n"] == 7 and len(result["answers"]) == 4
+    assert result["test"]["exact_answers"] == pytest.approx(6 / 7) and result["validation"] is None
+    assert "6 of 7 test questions stand in the training part too" in result["notes"]
+    assert "--test" in result["command"]
+    listener = Lines()
+    scores = evaluate_run(tmp_path / "run", None, listener)
+    assert scores == pytest.approx(result["test"]) and "exact answers" in "\n".join(listener.lines)
+    with torch.no_grad():  # bits a byte by hand: each token of the answers, over the bytes they spell
+        total = 0.0
+        for row in asked:
+            chat = (Turn("user", row["prompt"]), Turn("assistant", row["completion"]))
+            ids, learnt = made.template.conversation(chat)
+            logp = made.model(torch.tensor([ids[:-1]]))[0].log_softmax(-1)
+            total -= sum(float(logp[i, ids[i + 1]]) for i in range(len(ids) - 1) if learnt[i + 1])
+    size = sum(len(row["completion"]) for row in asked)
+    assert scores["bits_per_byte"] == pytest.approx(total / math.log(2) / size, rel=1e-3)
+    (tmp_path / "one.jsonl").write_text(json.dumps(asked[0]))
+    assert evaluate_run(tmp_path / "run", str(tmp_path / "one.jsonl"), Silent())["exact_answers"] == 1
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "<h2>Answers</h2>" in page and "It is blue." in page
+
+
+def test_evaluate_takes_what_was_held_back(place, tmp_path):
+    made = instruct_config(config(place, train__steps=2, chat__asked=1), tmp_path / "run")
+    assert evaluate_run(tmp_path / "run", None, Silent()) == pytest.approx(made.result["validation"])
+    assert made.result["asked"]["n"] == 1
+    instruct_config(config(place, train__steps=2, chat__validation=0.0), tmp_path / "all")
+    with pytest.raises(DataError, match="held back no conversations"):
+        evaluate_run(tmp_path / "all", None, Silent())
+
+
 class Lines(Silent):
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -207,6 +288,12 @@ def test_a_dry_run_shows_what_is_learnt(place):
     dry_run(config(place), listener)
     text = "\n".join(listener.lines)
     assert "learns to write: 'It is " in text and "of the model" not in text and "are answers and learnt" in text
+    packed, plain, more = (
+        memory(prepare_chats(config(place, train__precision="fp32", **{"train__batch_size": 8} | s)))
+        for s in ({"chat__packing": True}, {}, {"train__batch_size": 16})
+    )
+    weights = 16 * sum(p.numel() for p in prepare_chats(config(place)).model.parameters())
+    assert packed > weights and more - plain == pytest.approx(plain - weights, rel=0.2)
 
 
 def test_what_cannot_be_learnt(place, tmp_path):
@@ -262,7 +349,7 @@ def test_the_command_trains_answers_and_refuses(place, tmp_path, capsys, monkeyp
         (["generate", "run"], "question"),
         (["generate", "run", "a", "--stop", "b"], "--stop"),
         (["predict", "run", "a"], "finetune --task instruct"),
-        (["evaluate", "run"], "finetune --task instruct"),
+        (["evaluate", "run", "nowhere.jsonl"], "nowhere.jsonl"),
         (["finetune", "--resume", "run"], "is finished"),
         (["pretrain", "--resume", "run"], "finetune --task instruct"),
     ):

@@ -1,6 +1,7 @@
 """What is fitted on held-out answers holds on others, travels with the run, and is told."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,12 +14,15 @@ from feedfwd.cli import main
 from feedfwd.config_decide import DecideConfig
 from feedfwd.config_finetune import FinetuneConfig
 from feedfwd.data.ngrams import ngrams
-from feedfwd.errors import DataError, RunError
+from feedfwd.errors import ConfigError, DataError, RunError
 from feedfwd.evaluate.calibration import reliability
 from feedfwd.recipes import finetune as recipe
-from feedfwd.recipes.explain import Memory, explain
+from feedfwd.recipes.apply import evaluate_run
+from feedfwd.recipes.console import Silent
+from feedfwd.recipes.explain import Memory, _left_out, explain, explain_run
 from feedfwd.recipes.held_out import folds
 from feedfwd.recipes.judge import OUTSIDE, UNSURE, Answers, Judgement, fit, judged, lines
+from feedfwd.recipes.outside import area_under
 
 CLASSES = ("a", "b", "c", "d")
 
@@ -49,6 +53,43 @@ def test_the_promises_hold_over_20_splits() -> None:
         assert found["answered"] > 0.5 * found["n"]
     assert broken <= 1 and np.mean(eces) < 0.01
     assert np.mean(rejected) == pytest.approx(0.05, abs=0.01)
+
+
+def several(n: int, seed: int, sure: float = 3.0) -> Answers:
+    """Logits of three labels that come and go by themselves, `sure` times too large."""
+    generator = np.random.default_rng(seed)
+    z = generator.normal(0, 6, size=(n, 3))
+    y = (generator.random((n, 3)) < 1 / (1 + np.exp(-z))).astype(float)
+    return Answers(sure * z, y, None, [f"text {i}" for i in range(n)], range(n))
+
+
+def test_the_promises_hold_where_a_text_has_several_labels() -> None:
+    broken, eces, rejected = 0, [], []
+    for seed in range(20):
+        verdict = fit(several(2000, seed), DecideConfig(error=0.1), "here")
+        assert verdict is not None and verdict.temperature == pytest.approx(3, rel=0.12)
+        test = several(2000, 1000 + seed)
+        found = judged(verdict, several(2000, seed), test, CLASSES[:3])
+        answered = found["test"]["answered"]
+        broken += found["test"]["wrong"] / answered > 0.1 + 2 * (0.1 * 0.9 / answered) ** 0.5
+        eces.append(found["calibration"]["after"]["ece"] - found["calibration"]["after"]["ece_if_perfect"])
+        rejected.append(found["test"]["rejected"] / 2000)
+        assert answered > 0
+        again = Judgement.from_json(json.loads(json.dumps(verdict.to_json())))
+        assert again.marks(test.logits, None) == verdict.marks(test.logits, None)
+    assert broken <= 2 and np.mean(eces) < 0.01
+    assert np.mean(rejected) == pytest.approx(0.05, abs=0.01)
+
+
+def test_a_label_too_many_or_too_few_is_found() -> None:
+    held = several(800, 0, sure=1.0)
+    sure = np.flatnonzero(np.abs(held.logits[:, 1]) > 5)[:20]
+    held.targets[sure, 1] = held.logits[sure, 1] < 0
+    verdict = fit(held, DecideConfig(), "here")
+    assert verdict is not None
+    listed = judged(verdict, held, several(500, 1), CLASSES[:3])["label_errors"]["listed"]
+    assert {row["text"] for row in listed} >= {f"text {i}" for i in sure.tolist()}
+    assert {"b", "not b"} <= {row["label"] for row in listed}
 
 
 def test_a_verdict_travels_as_numbers_and_marks_the_same() -> None:
@@ -129,9 +170,61 @@ def test_the_pieces_of_a_linear_bag_add_up_to_its_logit(run: Path) -> None:
     best = int(z.argmax())
     ahead = float(z[best] - z.mean() - (bias[best] - bias.mean()))
     assert sum(weight for _, weight in found.carried) == pytest.approx(ahead, abs=1e-4)
-    assert found.answer == "card" and "card" in {piece for piece, _ in found.carried}
-    assert len(found.carried) == int(ngrams([text], 4096).lengths[0])
+    assert found.answer == "card" and {piece for piece, _ in found.carried} == set(text.split())
+    grams = found.reasons[0].ngrams
+    assert sum(weight for _, weight in grams) == pytest.approx(ahead, abs=1e-4)
+    assert len(grams) == int(ngrams([text], 4096).lengths[0])
     assert all(label == "card" for _, label, _ in found.similar) and found.similar[0][2] > 0.8
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of several labels and of numbers, in Chinese and English."""
+    folder = tmp_path_factory.mktemp("others")
+    words = {"酒店": "hotel", "早餐": "breakfast", "干净": "clean"}
+    rows = []
+    for i in range(160):
+        chosen = [word for k, word in enumerate(words) if i >> k & 1]
+        row = {"text": "、".join(chosen) + f" 第{i}", "labels": [words[w] for w in chosen]}
+        rows.append(row | {"stars": 1.5 + 2 * len(chosen) + 0.01 * i})
+    (folder / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for target in ("labels", "stars"):
+        config = FinetuneConfig(source=str(folder / "t.jsonl"), target=target).with_("bag.buckets", 4096)
+        recipe.finetune_config(config.with_("bag.width", 16).with_("train.epochs", 40), folder / target)
+    return folder
+
+
+def test_several_labels_and_numbers_are_explained(others: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = ff.load(others / "labels")
+    found = model.explain("酒店、早餐")
+    assert {reason.answer for reason in found.reasons} == {"hotel", "breakfast"} and len(found.similar) == 3
+    for reason in found.reasons:
+        assert reason.carried[0][0] == {"hotel": "酒店", "breakfast": "早餐"}[reason.answer]
+        z = model.outputs(model.rows(["酒店、早餐"]))[0, model.classes.index(reason.answer)]
+        bias = model.model.mlp.head.bias.detach()[model.classes.index(reason.answer)]
+        assert sum(weight for _, weight in reason.carried) == pytest.approx(float(z - bias), abs=1e-4)
+    assert model.predict(["第8"]) == [()]
+    (none,) = model.explain("第8").reasons
+    assert none.answer.startswith("no label; likeliest is ")
+    number = ff.load(others / "stars")
+    found = number.explain("酒店、干净")
+    (value,) = number.predict(["酒店、干净"])
+    assert float(found.answer) == pytest.approx(value, rel=1e-4) and found.probability is None
+    start = number.goal.mean + number.goal.std * float(number.model.mlp.head.bias.detach())
+    assert sum(weight for _, weight in found.carried) == pytest.approx(value - start, abs=1e-3)
+    sys.argv = ["feedfwd", "predict", str(others / "stars"), "酒店、干净", "--explain"]
+    main_or_exit()
+    said = capsys.readouterr().out
+    assert "raised by: " in said and "like " in said and "%" not in said
+
+
+def test_long_texts_are_explained_in_few_passes(run: Path) -> None:
+    model = ff.load(run)
+    sizes = []
+    model.outputs = lambda rows: (sizes.append(len(rows)), torch.zeros(len(rows), 2))[1]
+    pieces, _ = _left_out(model, "word " * 1234, lambda z: z[:, 0])
+    assert len(pieces) == 95 and sizes == [96] and pieces[0][0] == " ".join(["word"] * 13)
+    assert len(explain(ff.load(run), "card " * 30_000).carried) == 1
 
 
 def test_explain_is_said_and_refused_in_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,10 +238,69 @@ def test_explain_is_said_and_refused_in_one_line(run: Path, tmp_path: Path, caps
     said = capsys.readouterr().out
     assert said.count("'the card is lost':\ncard (") == 5 and "the first 5 of 7 texts" in said
     with pytest.raises(DataError, match="empty"):
-        from feedfwd.recipes.console import Silent
-        from feedfwd.recipes.explain import explain_run
-
         explain_run(run, " ", None, Silent())
+
+
+def test_evaluate_tells_whether_the_promises_held(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.csv").write_text(
+        "text,label\nmy card is lost number 3,money\nblock this card number 5,card\nq,card\n"
+    )
+    sys.argv = ["feedfwd", "evaluate", str(run), str(tmp_path / "t.csv")]
+    main_or_exit()
+    said = capsys.readouterr().out
+    assert "answers 66.7% of these texts, 50.0% of these wrong" in said and "33.3% of these texts" in said
+
+
+def test_texts_of_no_class_are_told_from_others(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    strange = tmp_path / "strange.txt"
+    strange.write_text("".join(f"qwertz uiop {i} asdf\n" for i in range(30)) + f"{ff.load(run).memory.texts[0]}\n")
+    sys.argv = ["feedfwd", "evaluate", str(run), "--outside", str(strange)]
+    main_or_exit()
+    said = capsys.readouterr().out
+    assert "31 texts of" in said and "the run's own threshold" in said and "stand in the training part" in said
+    model = ff.load(run)
+    scores = evaluate_run(run, None, Silent(), outside=str(strange))
+    score = {k: [v] for k, v in scores.items() if k.startswith("outside_auroc_")}
+    assert set(score) == {f"outside_auroc_{name}" for name in ("probability", "energy", "neighbours", "together")}
+    assert scores["outside_auroc_neighbours"] > 0.9 and scores["outside_rejected"] > 0.9
+    strict, loose = (
+        evaluate_run(run, None, Silent(), outside=str(strange), false_reject=rate)["outside_caught_energy"]
+        for rate in (0.01, 0.5)  # of 48 texts inside 1 % is none
+    )
+    assert strict == 0 < scores["outside_caught_energy"] <= loose
+    with pytest.raises(ConfigError, match="a share between 0 and 1"):
+        evaluate_run(run, None, Silent(), outside=str(strange), false_reject=1.5)
+    with pytest.raises(ConfigError, match="--outside"):
+        evaluate_run(run, None, Silent(), false_reject=0.1)
+    inside = model.read(model.rows(["my card is lost number 3"] * 2 + ["send money abroad"]))
+    outside = model.read(model.rows(strange.read_text().splitlines()))
+    own, others = model.near(inside[0]), model.near(outside[0])
+    wanted = np.mean([(a > b) + (a == b) / 2 for a in own for b in others])
+    assert area_under(own, others)[0] == pytest.approx(wanted)
+    marks = model.marks(*outside)
+    assert scores["outside_rejected"] == pytest.approx(marks.count(OUTSIDE) / 31)
+
+
+def test_outside_is_asked_of_classifiers_alone(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "n.csv").write_text("text,label\n" + "".join(f"a {i} b,{i}.5\n" for i in range(60)))
+    config = FinetuneConfig(source=str(tmp_path / "n.csv")).with_("bag.buckets", 512).with_("train.steps", 1)
+    recipe.finetune_config(config, tmp_path / "numbers")
+    with pytest.raises(ConfigError, match="answers with a number"):
+        evaluate_run(tmp_path / "numbers", None, Silent(), outside=str(tmp_path / "n.csv"))
+    with pytest.raises(DataError, match="nowhere"):
+        evaluate_run(run, None, Silent(), outside="nowhere.csv")
+    with pytest.raises(ConfigError, match="classifiers of texts"):
+        evaluate_run(_renamed(run, tmp_path), None, Silent(), outside="x.csv")
+
+
+def _renamed(run: Path, folder: Path) -> Path:
+    """The run as if another verb had made it."""
+    shutil.copytree(run, folder / "fit")
+    settings = folder / "fit" / "config.toml"
+    settings.write_text(settings.read_text().replace('verb = "finetune"', 'verb = "fit"'))
+    return folder / "fit"
 
 
 def test_nothing_is_fitted_where_it_is_not_wanted(run: Path, tmp_path: Path) -> None:

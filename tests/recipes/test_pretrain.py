@@ -210,6 +210,10 @@ def test_a_dry_run_tells_time_and_memory_and_leaves_nothing(capsys: pytest.Captu
     assert call("pretrain", "text.txt", "--dry-run", *SETS) == 0
     said = capsys.readouterr().out
     assert "MB of memory" in said and "an update" in said and "[model]" in said
+    assert "the model sees: " in said and "what follows each of " in said
+    assert call("pretrain", "text.txt", "--dry-run", *SETS, "--set", "train.objective=masked") == 0
+    said = capsys.readouterr().out
+    assert "and learns to fill in " in said and "<|mask|>" in said
     assert {p for p in Path.cwd().rglob("*") if "cache" not in p.parts} == before
 
 

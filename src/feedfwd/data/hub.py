@@ -5,6 +5,7 @@ is checked against the hub's SHA-256.
 """
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from feedfwd.data.dataset import Dataset
@@ -45,7 +46,7 @@ def _fetch(name: str, repo: str, file: str) -> Path:
 
 
 # What a model is read from; the same weights in other forms stay there.
-MODEL_FILES = ("*.json", "model*.safetensors", "1_Pooling/*")
+MODEL_FILES = ("*.json", "*.jinja", "model*.safetensors", "1_Pooling/*")
 
 
 def fetch_model(name: str) -> Path:
@@ -57,8 +58,12 @@ def fetch_model(name: str) -> Path:
     from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        HfApi().model_info(name, timeout=10)  # snapshot_download repeats a failed first request; this one fails at once
+        # snapshot_download repeats a failed first request; this one fails at once
+        found = HfApi().model_info(name, timeout=10)
+        _refuse_pickles(name, [file.rfilename for file in found.siblings or ()])
         return Path(snapshot_download(name, allow_patterns=list(MODEL_FILES)))
+    except DataError:
+        raise
     except RepositoryNotFoundError:
         hint = "check owner/name; a closed model needs HF_TOKEN"
         raise DataError(f"the Hugging Face hub has no model {name!r} to show you", hint=hint) from None
@@ -71,3 +76,14 @@ def fetch_model(name: str) -> Path:
                 f"there is no folder {name}, and it can't be fetched from the Hugging Face hub ({problem})",
                 hint="check the name, or give the path of a model's folder; no network is needed then",
             ) from None
+
+
+def _refuse_pickles(name: str, files: Sequence[str]) -> None:
+    """Say what to do of a model whose weights are a pickle and nothing else."""
+    if any(file.endswith(".safetensors") for file in files):
+        return
+    if any(file.startswith("pytorch_model") and file.endswith(".bin") for file in files):
+        call = "from huggingface_hub import snapshot_download as get; from feedfwd.interop.weights import convert; "
+        call += f"print(convert(get({name!r}, allow_patterns=['*.json', '*.bin'])).parent)"
+        what = f"{name} has its weights as a pickle alone, which could run code"
+        raise DataError(what, hint=f'convert it, which refuses code, and give the folder it prints: python -c "{call}"')

@@ -65,8 +65,11 @@ class Ragged:
         return self.values[index.clamp(max=max(0, len(self.values) - 1))].masked_fill(places >= lengths[:, None], PAD)
 
     def select(self, rows: Tensor) -> "Ragged":
-        padded = self.padded(rows)
-        return Ragged(padded[padded != PAD], self.lengths[rows])
+        """Not by way of `padded`, which a single long row would make as wide as itself."""
+        lengths = self.lengths[rows]
+        begin = self.starts[rows] - (lengths.cumsum(0) - lengths)
+        places = torch.arange(int(lengths.sum()), device=lengths.device) + begin.repeat_interleave(lengths)
+        return Ragged(self.values[places], lengths)
 
 
 class RaggedBatches(Iterator[Batch]):

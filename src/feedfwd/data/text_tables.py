@@ -75,8 +75,14 @@ def read_table(
     bare = path.suffix.lower() == ".txt"  # its columns have no names
     wanted = (text, target) if labelled else (text,)
     absent = [name for name in wanted if other and name is not None and not _has(columns, name)]
-    text, target = (None if name in absent else name for name in (text, target))
-    text_from = _text_column(path, columns, text, target)
+    trained, (text, target) = text, (None if name in absent else name for name in (text, target))
+    try:
+        text_from = _text_column(path, columns, text, target)
+    except DataError:
+        if trained not in absent:
+            raise
+        what = f"{path} has no column {trained!r}, from which texts were read in training, and no other of text"
+        raise DataError(what, hint=nearest(str(trained), columns)) from None
     found, told = _targets(path, columns, text_from, target, kinds, labels) if labelled else (None, "")
     usual = text_from in TEXT_NAMES and len(columns) <= (2 if labelled else 1)
     guessed = found is not None and found.kind != "label"

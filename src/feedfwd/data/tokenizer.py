@@ -70,9 +70,9 @@ class TextTokenizer:
     def _encode_plainly(self, texts: Sequence[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self.engine.encode_batch_fast(texts, add_special_tokens=False)]
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of tokens, special ones left out; bytes that are no text yet become �."""
-        return self.engine.decode(list(ids), skip_special_tokens=True)
+    def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
+        """The text of tokens, special ones left out unless wanted; bytes that are no text yet become �."""
+        return self.engine.decode(list(ids), skip_special_tokens=not special)
 
     @property
     def fingerprint(self) -> str:

@@ -124,6 +124,15 @@ def softmax(logits: Values, temperature: float = 1.0) -> Floats:
     return np.asarray(e_NC / e_NC.sum(1, keepdims=True))
 
 
+def sigmoid(logits: Values, temperature: float = 1.0) -> Floats:
+    """Probabilities (N, C), each by itself, of 1 / (1 + exp(−z / T)); for large |z| without overflow.
+
+    >>> sigmoid([[0.0, 1000.0, -1000.0]]).tolist()
+    [[0.5, 1.0, 0.0]]
+    """
+    return np.asarray(np.exp(-np.logaddexp(0, -floats(logits) / temperature)))
+
+
 def fit_temperature(logits: Values, targets: Values, *, coldest: float = 0.05, hottest: float = 20.0) -> float:
     """The T for which softmax(logits / T) has the lowest log loss, on data that the model was not trained on.
 

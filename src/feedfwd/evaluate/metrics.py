@@ -12,7 +12,8 @@ from feedfwd.errors import DataError
 from feedfwd.evaluate.arrays import Floats, Ints, Values, checked_predictions, checked_probabilities
 from feedfwd.evaluate.calibration import calibration_error
 
-FEW_CLASSES = 20  # up to here AUROC, which sorts every class's column, is among the scores
+FEW_CLASSES = 20  # up to here AUROC, which sorts every class's column, is among the scores in any case
+RANKED = 10_000_000  # probabilities, up to which it is with more classes: they take about a second to sort
 
 
 def classification_scores(probabilities: Values, targets: Values) -> dict[str, float]:
@@ -23,8 +24,8 @@ def classification_scores(probabilities: Values, targets: Values) -> dict[str, f
     - log_loss: mean of −log p(true class), in nats; p is kept above 2.2e-16
     - ece: expected calibration error, 15 equal-width bins (see `calibration`)
     - brier: mean squared distance to the one-hot truth, halved for two classes (so that it is (p − y)²)
-    - auroc: area under the ROC curve; for 3 to 20 classes the mean of one-versus-rest over the classes that occur.
-      Left out beyond that, and where only one class occurs
+    - auroc: area under the ROC curve; for 3 and more classes the mean of one-versus-rest over the classes that occur.
+      Left out for more than 20 classes of more than ten million probabilities, and where only one class occurs
 
     >>> scores = classification_scores([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]], [0, 1, 1])
     >>> round(scores["accuracy"], 3), round(scores["log_loss"], 3), scores["auroc"]
@@ -45,9 +46,18 @@ def classification_scores(probabilities: Values, targets: Values) -> dict[str, f
     return scores
 
 
+def are_ranked(n: int, classes: int) -> bool:
+    """Whether AUROC is worth its time.
+
+    >>> are_ranked(10**9, 3), are_ranked(3080, 77), are_ranked(50_000, 1000)
+    (True, True, False)
+    """
+    return classes <= FEW_CLASSES or n * classes <= RANKED
+
+
 def _ranked(y_N: Ints, classes: int, fewest: int = 1) -> list[int]:
     """The classes whose AUROC counts: at least `fewest` examples bear it and as many don't."""
-    columns = [1] if classes == 2 else range(classes) if classes <= FEW_CLASSES else []
+    columns = [1] if classes == 2 else range(classes) if are_ranked(len(y_N), classes) else []
     return [c for c in columns if fewest <= (y_N == c).sum() <= len(y_N) - fewest]
 
 
@@ -60,8 +70,10 @@ def mean_auroc(p_NC: Floats, y_N: Ints) -> tuple[float, float] | None:
     if not columns or columns != _ranked(y_N, p_NC.shape[1], fewest=2):
         return None
     area = float(np.mean([auroc(p_NC[:, c], y_N == c) for c in columns]))
-    share_N = np.mean([_auroc_shares(p_NC[:, c], y_N == c) for c in columns], axis=0)
-    return area, float((share_N**2).sum())
+    share_N = np.zeros(len(y_N))
+    for c in columns:
+        share_N += _auroc_shares(p_NC[:, c], y_N == c)
+    return area, float(((share_N / len(columns)) ** 2).sum())
 
 
 def regression_scores(predictions: Values, targets: Values) -> dict[str, float]:

@@ -39,6 +39,15 @@ def energy(logits: Values, temperature: float = 1.0) -> Floats:
     return np.asarray(temperature * (top_N + np.log(np.exp(z_NC - top_N[:, None]).sum(1))))
 
 
+def joint_energy(logits: Values, temperature: float = 1.0) -> Floats:
+    """Σ_c T log(1 + exp(z_c / T)), where an example may have several labels (N,): Wang et al. 2021, arXiv 2111.12797.
+
+    >>> joint_energy([[0.0, 0.0], [5.0, 0.0]]).round(3)
+    array([1.386, 5.7  ])
+    """
+    return np.asarray(temperature * np.logaddexp(0, floats(logits) / temperature).sum(1))
+
+
 def unit(vectors: Values) -> Floats:
     """The vectors scaled to length 1, a zero left as it is; (N, D)."""
     v_ND = floats(vectors)

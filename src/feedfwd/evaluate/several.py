@@ -10,7 +10,7 @@ import numpy as np
 from feedfwd.errors import DataError
 from feedfwd.evaluate.arrays import Floats
 from feedfwd.evaluate.intervals import wilson_interval
-from feedfwd.evaluate.metrics import FEW_CLASSES, auroc
+from feedfwd.evaluate.metrics import are_ranked, auroc
 
 RESAMPLES = 1000
 ROWS = 30  # labels in the table; beyond, those with the lowest F1
@@ -22,7 +22,7 @@ def label_scores(probabilities: Floats, targets: Floats) -> dict[str, float]:
     - micro_f1: F1 of all decisions together; macro_f1: mean of the labels' F1, over those that occur or are given
     - exact: share of the examples whose labels are all right (subset accuracy)
     - log_loss: nats an example, summed over its labels
-    - auroc: mean of the labels', up to 20 of them
+    - auroc: mean of the labels', unless the probabilities are more than ten million
 
     >>> label_scores(np.array([[0.9, 0.2], [0.4, 0.8]]), np.array([[1, 0], [1, 1]]))["exact"]
     0.5
@@ -39,7 +39,7 @@ def label_scores(probabilities: Floats, targets: Floats) -> dict[str, float]:
         "exact": float((given_NC == (y_NC > 0.5)).all(1).mean()),
         "log_loss": float(-(y_NC * np.log(kept) + (1 - y_NC) * np.log1p(-kept)).sum(1).mean()),
     }
-    if p_NC.shape[1] <= FEW_CLASSES:
+    if are_ranked(*p_NC.shape):
         areas = [auroc(p_NC[:, c], y_NC[:, c] > 0.5) for c in range(p_NC.shape[1]) if 0 < y_NC[:, c].sum() < len(y_NC)]
         if areas:
             scores["auroc"] = float(np.mean(areas))

@@ -493,6 +493,8 @@ FAMILIES = {family.name: family for family in [
 
 def family_named(name: object) -> Family:
     """The row of config.json's model_type. Raises ConfigError with the nearest one."""
+    if name is None:
+        raise ConfigError("config.json names no model_type", hint="give the folder of a model, whole")
     if name not in FAMILIES:
         raise ConfigError(f"family {name!r} is not read here", hint=nearest(str(name), FAMILIES))
     return FAMILIES[str(name)]

@@ -103,8 +103,11 @@ class Encoder(nn.Module):
     def both(self, x: Tensor) -> Tensor:  # (B, T) -> (B, 2, O)
         """What the pretrained model answers, and what the bag."""
         assert self.bag is not None
-        buckets = torch.where(x < self.backbone.vocabulary, PAD, x - self.backbone.vocabulary)
-        return torch.stack([self._deep(self.tokens(x)), self.bag(buckets)], 1)
+        return torch.stack([self._deep(self.tokens(x)), self.bag(self.buckets(x))], 1)
+
+    def buckets(self, x: Tensor) -> Tensor:
+        """What stands in the rows for a bag."""
+        return torch.where(x < self.backbone.vocabulary, PAD, x - self.backbone.vocabulary)
 
     def tokens(self, x: Tensor) -> Tensor:
         """Rows without what stands in them for a bag."""
@@ -127,6 +130,20 @@ class Encoder(nn.Module):
             return self._features(x)
         parts, texts = windows(x, self.window)
         return means(self._features(parts), texts, len(x))
+
+    def read(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (B, T) -> (B, W), (B, O)
+        """`features`, and the outputs as evaluation has them, of one pass."""
+        own = self.tokens(x)
+        if self.window is None or own.shape[1] <= self.window:
+            features = self._features(own)
+            outputs = self.mlp(features)
+        else:
+            parts, texts = windows(own, self.window)
+            found = self._features(parts)
+            features, outputs = means(found, texts, len(x)), means(self.mlp(found), texts, len(x))
+        if self.bag is not None:
+            outputs = (outputs + self.bag(self.buckets(x))) / 2
+        return features, outputs
 
     @torch.no_grad()
     def begin_at_means(self, features: Tensor, targets: Tensor, scale: float = 20.0) -> None:

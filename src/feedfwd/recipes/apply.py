@@ -25,17 +25,33 @@ from feedfwd.report.words import interval, score, word
 
 
 def evaluate_run(
-    path: Path, source: str | None, listener: Listener, *, data_dir: Path | None = None
+    path: Path,
+    source: str | None,
+    listener: Listener,
+    *,
+    data_dir: Path | None = None,
+    outside: str | None = None,
+    false_reject: float | None = None,
 ) -> dict[str, float]:
     """Scores of a run on a labelled source (its test part, where it has one), or on the run's own test part.
 
-    A language model's source is text, and its own part the held-out one.
+    A language model's source is text, and its own part the held-out one. `outside` names texts that belong to none of a
+    classifier's classes; thresholds that tell them apart reject a share `false_reject` of the source.
     """
-    if verb_of(path) == "pretrain":
+    verb = verb_of(path)
+    if outside is not None and verb != "finetune":
+        raise ConfigError(f"--outside is for classifiers of texts, and {path} is none", hint="leave it out")
+    if false_reject is not None and outside is None:
+        raise ConfigError("--false-reject is for texts outside the scope", hint="name a file of them with --outside")
+    if verb == "pretrain":
         return evaluate_text(path, source, listener)
-    if verb_of(path) == "finetune":
-        return evaluate_labelled(path, source, listener)
-    if (verb := verb_of(path)) in ("embed", "rank"):
+    if verb == "finetune":
+        return evaluate_labelled(path, source, listener, outside, false_reject)
+    if verb == "instruct":
+        from feedfwd.recipes.answered import evaluate_chats
+
+        return evaluate_chats(path, source, listener)
+    if verb in ("embed", "rank"):
         from feedfwd.recipes.retrieved import evaluate_pairs
 
         return evaluate_pairs(path, source, listener, verb)

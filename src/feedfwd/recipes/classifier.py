@@ -26,8 +26,9 @@ from feedfwd.recipes.goals import Goal, goal_of
 from feedfwd.recipes.judge import Judgement
 from feedfwd.recipes.verbs import opened
 
-CHUNK = 512  # texts of a bag at a time
+CHUNK, NGRAMS = 512, 2**22  # texts of a bag at a time, and places for their n-grams
 TOKENS = 16384  # tokens of an encoder at a time
+FEATURES = 8192  # texts at a time whose vectors are there
 TOKENIZER = "tokenizer.json"
 
 Network = Bag | Encoder
@@ -238,10 +239,41 @@ class TextClassifier:
             return self._passed(self.model.bag, rows)
         return self._passed(self.model.features, rows)
 
+    def read(self, rows: Ragged) -> tuple[Tensor, Tensor]:
+        """`features` (N, W) and `outputs` (N, O), the texts being read once."""
+        model = self.model
+
+        def both(x: Tensor) -> Tensor:
+            h, z = model.read(x) if isinstance(model, Encoder) else (h := model.bag(x), model.mlp(h))
+            return torch.cat([h.float(), z.float()], 1)
+
+        found = self._passed(both, rows)
+        if not len(rows):
+            return torch.zeros(0, self.model.mlp.sizes[0]), found
+        return found[:, : -self.goal.outputs], found[:, -self.goal.outputs :]
+
+    def headed(self, features: Tensor) -> Tensor | None:  # (N, W) -> (N, O)
+        """The outputs from features that are there already; None where these don't tell them: a bag beside, or layers
+        above the mean of windows."""
+        model = self.model
+        if isinstance(model, Encoder) and (model.bag is not None or (model.window and len(model.mlp.sizes) > 2)):
+            return None
+        training = model.training
+        model.eval()
+        try:
+            with torch.inference_mode():
+                return torch.cat([model.mlp(part).float().cpu() for part in torch.split(features, FEATURES)])
+        finally:
+            model.train(training)
+
     def answers(self, rows: Ragged) -> Floats:
         """For what `rows` gave: probabilities (N, C), or numbers (N,)."""
+        return self.answered(self.outputs(rows))
+
+    def answered(self, outputs: Tensor) -> Floats:
+        """The same from the network's outputs."""
         temperature = 1.0 if self.verdict is None else self.verdict.temperature
-        return self.goal.answers(self.outputs(rows) / temperature)
+        return self.goal.answers(outputs / temperature)
 
     def predict_proba(self, texts: Sequence[str]) -> Floats:
         """Probabilities (N, C), one column for each of `classes`."""
@@ -255,17 +287,24 @@ class TextClassifier:
         `abstain`: None instead of a name where the run's thresholds say not to answer (see `marks`).
         """
         rows = self.rows(_checked(texts, "predict"))
-        found = self.goal.predictions(self.answers(rows))
         if not abstain:
-            return found
-        return np.array([None if mark else name for name, mark in zip(found, self.marks(rows), strict=True)], object)
+            return self.goal.predictions(self.answers(rows))
+        features, outputs = self.read(rows)
+        answers, marks = self.goal.predictions(self.answered(outputs)), self.marks(features, outputs)
+        found = np.empty(len(marks), object)
+        found[:] = [None if mark else name for name, mark in zip(answers, marks, strict=True)]
+        return found
 
-    def marks(self, rows: Ragged) -> list[str | None]:
-        """Why not to give the answer, "unsure" or "out of scope", else None; RunError where no threshold was fitted."""
+    def marks(self, features: Tensor, outputs: Tensor) -> list[str | None]:
+        """Why not to give the answer, "unsure" or "out of scope", else None, for what `read` gave; RunError where no
+        threshold was fitted."""
         if self.verdict is None:
             raise RunError("this classifier has no thresholds", hint="train it with texts held back: data.validation")
-        near = None if self.memory is None else neighbours(self.features(rows), self.memory.vectors)
-        return self.verdict.marks(self.outputs(rows).double().numpy(), near)
+        return self.verdict.marks(outputs.double().numpy(), self.near(features))
+
+    def near(self, features: Tensor) -> Floats | None:  # (N, W) -> (N,)
+        """Mean cosine with the nearest training texts; None where the run kept none."""
+        return None if self.memory is None else neighbours(features, self.memory.vectors)
 
     @cached_property
     def memory(self) -> Memory | None:
@@ -300,12 +339,11 @@ class TextClassifier:
         return found
 
     def _chunks(self, rows: Ragged, order: Tensor) -> list[Tensor]:
-        if isinstance(self.model, Bag):
-            return [part for part in torch.split(order, CHUNK) if len(part)]
+        most, places = (CHUNK, NGRAMS) if isinstance(self.model, Bag) else (len(order), TOKENS)
         found, start = [], 0
         lengths = rows.lengths[order].tolist()
         for i, length in enumerate(lengths):  # lengths rise, so that a chunk is as wide as its last
-            if (i + 1 - start) * length > TOKENS and i > start:
+            if (i - start >= most or (i + 1 - start) * length > places) and i > start:
                 found.append(order[start:i])
                 start = i
         return [*found, order[start:]] if len(order) else []

@@ -1,16 +1,18 @@
 """Fine-tuned runs as Hugging Face's: a folder that AutoModel reads, or the adapters alone for peft."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from feedfwd.checkpoint import Run
 from feedfwd.data.model_tokenizer import ModelTokenizer
 from feedfwd.errors import ConfigError, RunError
+from feedfwd.ffn.parts import Linear
 from feedfwd.interop.families import FAMILIES, Family, family_of
 from feedfwd.interop.huggingface import export
 from feedfwd.interop.peft import save_peft
@@ -56,19 +58,33 @@ def _loads(model: Transformer) -> str:
 
 
 def classifier_folder(path: Path, listener: Listener) -> Write:
-    """What AutoModelForSequenceClassification loads, with the run's own probabilities or numbers."""
+    """What AutoModelForSequenceClassification loads, with the run's own probabilities or numbers; where its family has
+    no such head, what sentence-transformers loads, which pools as the run does and gives the outputs for a vector.
+    """
     found = TextClassifier.load(path)
-    model, goal = with_family_head(found), found.goal
-    family = _family(str(_about(found).get("family")), model)
-    listener.say(f"family {family.name}: AutoModelForSequenceClassification and AutoTokenizer load it")
+    goal, reader = found.goal, found.reader
     problem = "regression" if isinstance(goal, Number) else "single_label_classification"
     problem = "multi_label_classification" if isinstance(goal, SeveralLabels) else problem
-    if found.verdict is not None:
-        listener.say(f"its logits are divided by the run's temperature, {found.verdict.temperature:.3g}")
-    reader = found.reader
+    try:
+        model = with_family_head(found)
+    except ConfigError as other:
+        if (layers := dense_layers(found)) is None:
+            raise
+        assert isinstance(reader, TokenReader) and isinstance(found.model, Encoder)
+        body = found.model.backbone
+        family = _family(str(_about(found).get("family")), body)
+        listener.say(f"{other.message}; {other.hint} to have that")
+        listener.say(
+            f"family {family.name}: SentenceTransformer(…).encode(texts) gives "
+            f"{'numbers' if isinstance(goal, Number) else 'logits'}, AutoModel and AutoTokenizer load the body"
+        )
+        _say_more(found, reader, listener)
+        names = {"id2label": {str(i): name for i, name in enumerate(goal.classes)}} if goal.classes else {}
+        return _modules(body, family, reader, found.model.pooling, layers, names | {"problem_type": problem})
+    family = _family(str(_about(found).get("family")), model)
+    listener.say(f"family {family.name}: AutoModelForSequenceClassification and AutoTokenizer load it")
     assert isinstance(reader, TokenReader)
-    if reader.windows > 1:
-        listener.say(f"note: transformers cuts texts at {reader.longest} tokens, and reads them in no windows")
+    _say_more(found, reader, listener)
     tokenizer = reader.tokenizer
     return lambda folder: export(
         model,
@@ -81,6 +97,14 @@ def classifier_folder(path: Path, listener: Listener) -> Write:
         longest=reader.longest,
         problem=problem,
     )
+
+
+def _say_more(found: TextClassifier, reader: TokenReader, listener: Listener) -> None:
+    """What its outputs are, and where they are others than the run's."""
+    if found.verdict is not None:
+        listener.say(f"its logits are divided by the run's temperature, {found.verdict.temperature:.3g}")
+    if reader.windows > 1:
+        listener.say(f"note: transformers cuts texts at {reader.longest} tokens, and reads them in no windows")
 
 
 def chatter_folder(path: Path, listener: Listener) -> Write:
@@ -111,30 +135,75 @@ def encoder_folder(path: Path, listener: Listener) -> Write:
     if not isinstance(model, TextVectors) or not isinstance(reader, TokenReader):
         raise ConfigError("a bag of n-grams is of no family of Hugging Face's", hint="use it by ff.load(run)")
     about = Run(path).read_json(Run(path).preprocess_file)["pretrained"]
-    family, tokenizer, body = _family(str(about.get("family")), model.backbone), reader.tokenizer, model.backbone
+    family, body = _family(str(about.get("family")), model.backbone), model.backbone
     listener.say(f"family {family.name}: AutoModel, AutoTokenizer and sentence-transformers load it")
+    return _modules(body, family, reader, model.pooling, None)
+
+
+Layer = tuple[dict[str, Tensor], str]  # weight and bias of a linear map, and the module of what follows it
+
+
+def _modules(
+    body: Transformer,
+    family: Family,
+    reader: TokenReader,
+    pooling: str,
+    layers: Sequence[Layer] | None,
+    about: Mapping[str, object] = {},
+) -> Write:
+    """A body with sentence-transformers' files around it: pooled, and then scaled to length 1 or through `layers`.
+    config.json says `about` as well.
+    """
+    after = ["Normalize"] if layers is None else ["Dense"] * len(layers)
+    kinds = [("Transformer", ""), *((kind, f"{i}_{kind}") for i, kind in enumerate(["Pooling", *after], 1))]
     modules = [
         {"idx": i, "name": str(i), "path": place, "type": f"sentence_transformers.models.{kind}"}
-        for i, (kind, place) in enumerate([("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")])
+        for i, (kind, place) in enumerate(kinds)
     ]
-    modes = {f"pooling_mode_{word}": how == model.pooling for how, word in POOLED.items()}
-    texts = {
+    modes = {f"pooling_mode_{word}": how == pooling for how, word in POOLED.items()}
+    texts: dict[str, object] = {
         "modules.json": modules,
         "sentence_bert_config.json": {"max_seq_length": reader.longest, "do_lower_case": False},
         "1_Pooling/config.json": {"word_embedding_dimension": body.width} | modes,
     }
+    for i, (state, activation) in enumerate(layers or (), 2):
+        outputs, inputs = state["weight"].shape
+        sizes = {"in_features": inputs, "out_features": outputs, "bias": "bias" in state}
+        texts[f"{i}_Dense/config.json"] = sizes | {"activation_function": activation}
 
     def write(folder: Path) -> None:
+        tokenizer = reader.tokenizer
         export(
             body, folder, tokenizer=with_its_ends(tokenizer), special_tokens=tokenizer.special, pad=tokenizer.pad,
             family=family.name, longest=reader.longest,
         )  # fmt: skip
-        (folder / "2_Normalize").mkdir()
-        for name, value in texts.items():
-            (folder / name).parent.mkdir(exist_ok=True)
-            (folder / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        for _, place in kinds:
+            (folder / place).mkdir(exist_ok=True)
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | dict(about)
+        for name, value in (texts | {"config.json": config}).items():
+            (folder / name).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        for i, (state, _) in enumerate(layers or (), 2):
+            tensors = {f"linear.{name}": tensor.detach().contiguous().clone() for name, tensor in state.items()}
+            save_file(tensors, folder / f"{i}_Dense" / "model.safetensors")
 
     return write
+
+
+def dense_layers(found: TextClassifier) -> list[Layer] | None:
+    """The head as linear maps with an activation of torch's behind each; None where it is more than that."""
+    if isinstance(found.model, Bag) or found.model.bag is not None:
+        return None
+    mlp = found.model.mlp
+    layers: list[Layer] = []
+    for block in mlp.blocks:
+        if not isinstance(block, PlainLayer) or not isinstance(block.norm, nn.Identity):
+            return None
+        kind = type(block.activation)
+        plain = kind.__module__.startswith("torch.nn.modules.") and repr(block.activation) == repr(kind())
+        if not isinstance(block.linear, Linear) or not plain:
+            return None
+        layers.append((block.linear.state_dict(), f"{kind.__module__}.{kind.__name__}"))
+    return [*layers, (_scaled(found, mlp.head), "torch.nn.modules.linear.Identity")]
 
 
 def with_family_head(found: TextClassifier) -> Transformer:
@@ -145,7 +214,8 @@ def with_family_head(found: TextClassifier) -> Transformer:
     if isinstance(model, Bag):
         raise ConfigError("a bag of n-grams is of no family of Hugging Face's", hint="use it by ff.load(run)")
     if model.bag is not None:
-        raise ConfigError("no family of Hugging Face's has a bag of n-grams beside it", hint="use it by ff.load(run)")
+        what = "no family of Hugging Face's has a bag of n-grams beside it (encoder.ngrams=true)"
+        raise ConfigError(what, hint="use it by ff.load(run), or train without it")
     b, mlp, width = model.backbone, model.mlp, model.backbone.width
     wanted: dict[str, tuple[object, object]] = {
         "encoder.pooling": (model.pooling, "last" if b.causal else "cls"),

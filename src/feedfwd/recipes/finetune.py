@@ -167,7 +167,7 @@ class Finetuning(Training):
         super().settle()
 
     def _scores(self, part: TextPart) -> tuple[Floats, dict[str, float]]:
-        answers = self.p.classifier.answers(part.rows)
+        answers = self.p.classifier.answered(self.p.read(part)[1])
         return answers, self.p.goal.scores(answers, part.data.targets)
 
     def _apart(self, part: TextPart) -> dict[str, dict[str, float]] | None:

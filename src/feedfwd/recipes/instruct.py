@@ -5,38 +5,36 @@ import math
 import shlex
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 from feedfwd.checkpoint import FORMAT, Run, write_json, write_text
 from feedfwd.config import parse
 from feedfwd.config_instruct import InstructConfig, preset
-from feedfwd.data.batches import derived_seed
 from feedfwd.data.chats import Chat, Chats, read_chats
 from feedfwd.data.conversations import ChatBatches, Conversations, conversations
 from feedfwd.data.templates import ChatTemplate, chat_template
 from feedfwd.errors import ConfigError, RunError
 from feedfwd.models import adapt
 from feedfwd.models.apart import Apart
-from feedfwd.models.generate import Sampling, tokens
 from feedfwd.models.transformer import Transformer, build
 from feedfwd.recipes import environment
 from feedfwd.recipes.adapters import adapted, keep
+from feedfwd.recipes.answered import SHOWN, answer_scores, answered, shown, split
 from feedfwd.recipes.chatter import TEMPLATE, TOKENIZER, Chatter, about
 from feedfwd.recipes.console import Listener, Silent
+from feedfwd.recipes.memory import activations
 from feedfwd.recipes.prepare import usable_device
 from feedfwd.recipes.pretrained import Pretrained, load_pretrained
 from feedfwd.recipes.say import said_sets
 from feedfwd.recipes.training import Training
 from feedfwd.recipes.verbs import opened
 from feedfwd.report.words import duration, number
-from feedfwd.train.cross_entropy import Gradients
+from feedfwd.train.cross_entropy import LOGITS, Gradients
 from feedfwd.train.loop import train
 from feedfwd.train.losses import build_loss
 from feedfwd.train.optimizers import Optimizer, build_optimizer
@@ -44,8 +42,6 @@ from feedfwd.train.precision import Precision, choose, products
 from feedfwd.train.progress import WINDOW, Progress, clock, plan_steps, typical
 
 WARMUP, TIMED, LONGEST = 1, 5, 10.0  # updates of a trial, and the seconds it may take
-SHOWN = 4  # held-back questions that are answered at the end
-MOST = 64  # tokens of such an answer
 
 
 @dataclass
@@ -58,6 +54,8 @@ class PreparedChats:
     train: Conversations
     validation: Conversations | None
     held_back: tuple[Chat, ...]
+    test: Conversations | None
+    test_chats: tuple[Chat, ...]
     adapted: adapt.Prepared
     precision: Precision
     device: torch.device
@@ -65,7 +63,7 @@ class PreparedChats:
     notes: list[str] = field(default_factory=list)
 
     @property
-    def trained(self) -> nn.Module:
+    def trained(self) -> Transformer | Apart:
         """What an update runs."""
         return Apart(self.model) if self.config.chat.packing else self.model
 
@@ -75,6 +73,11 @@ class PreparedChats:
 
     def optimizer(self) -> Optimizer:
         return build_optimizer(self.model, **self.config.optimizer.model_dump())
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        found = {"train": len(self.train), "validation": len(self.validation or ())}
+        return found | ({} if self.test is None else {"test": len(self.test)})
 
     @property
     def steps_per_epoch(self) -> float:
@@ -107,9 +110,9 @@ def prepare_chats(config: InstructConfig, *, resolved: bool = False) -> Prepared
         what = f"{pretrained.name} reads texts and can't write: answers need a model of the next token"
         raise ConfigError(what, hint="start from a run of feedfwd pretrain, or from a GPT-2, Llama or Qwen")
     longest = min(config.chat.longest, pretrained.longest - 1)
-    folder = Path(config.pretrained).expanduser()
-    template = chat_template(config.chat.template, pretrained.tokenizer, folder if folder.is_dir() else None)
-    kept, held = _split(chats.chats, config)
+    template = chat_template(config.chat.template, pretrained.tokenizer, pretrained.folder)
+    kept, held = split(chats.chats, config)
+    tested = read_chats(config.test) if config.test is not None else None
     rows = conversations(kept, template, longest)
     validation = conversations(held, template, longest) if held else None
     torch.manual_seed(config.seed)
@@ -129,23 +132,14 @@ def prepare_chats(config: InstructConfig, *, resolved: bool = False) -> Prepared
         train=rows,
         validation=validation if validation is not None and len(validation) else None,
         held_back=held,
+        test=None if tested is None else conversations(tested.chats, template, longest),
+        test_chats=() if tested is None else tested.chats,
         adapted=done,
         precision=precision,
         device=device,
         fingerprint=_fingerprint(rows),
-        notes=[*chats.notes, *_notes(rows, len(kept), longest)],
+        notes=[*chats.notes, *_notes(rows, len(kept), longest), *_of_test(chats, tested)],
     )
-
-
-def _split(chats: Sequence[Chat], config: InstructConfig) -> tuple[tuple[Chat, ...], tuple[Chat, ...]]:
-    """Those to learn from and those held back, drawn by seed; of a question that is asked twice both go one way."""
-    if not config.chat.validation or len(chats) < 2:
-        return tuple(chats), ()
-    questions = list(dict.fromkeys(chat[:-1] for chat in chats))
-    order = torch.randperm(len(questions), generator=torch.Generator().manual_seed(derived_seed(config.seed, 0)))
-    count = min(len(questions) - 1, max(1, round(config.chat.validation * len(questions))))
-    held = {questions[i] for i in order[:count].tolist()}
-    return tuple(c for c in chats if c[:-1] not in held), tuple(c for c in chats if c[:-1] in held)
 
 
 def _notes(rows: Conversations, given: int, longest: int) -> Iterator[str]:
@@ -155,6 +149,15 @@ def _notes(rows: Conversations, given: int, longest: int) -> Iterator[str]:
         yield f"{rows.cut / given:.1%} of the conversations are longer than {longest} tokens and were cut"
     if rows.dropped:
         yield f"{rows.dropped:,} of them were left out: no answer is within their first {longest} tokens"
+
+
+def _of_test(chats: Chats, tested: Chats | None) -> Iterator[str]:
+    """What to know of the test part: questions that are learnt from too."""
+    if tested is not None:
+        yield from (f"{tested.name}: {note}" for note in tested.notes)
+        known = {chat[:-1] for chat in chats.chats}
+        if twice := sum(chat[:-1] in known for chat in tested.chats):
+            yield f"{twice:,} of {len(tested):,} test questions stand in the training part too"
 
 
 def _fingerprint(rows: Conversations) -> str:
@@ -205,10 +208,9 @@ def dry_run(config: InstructConfig, listener: Listener) -> PreparedChats:
     for line in [*overview(p), *example(p)]:
         listener.say(line)
     seconds = per_step * p.steps if p.config.minutes is None else 60 * p.config.minutes
-    weights = 4 * (p.adapted.total + 3 * p.adapted.trained)
     listener.say(
-        f"about {duration(seconds)} of training ({number(1000 * per_step)} ms an update); weights, gradients and "
-        f"moments take {weights / 1e6:,.0f} MB"
+        f"about {duration(seconds)} of training ({number(1000 * per_step)} ms an update), "
+        f"{memory(p) / 1e6:,.0f} MB of memory beside torch itself"
     )
     listener.say("\n" + p.frozen().to_toml().rstrip())
     return p
@@ -245,6 +247,18 @@ def tried(p: PreparedChats) -> float:
             break
     p.model.load_state_dict(before)
     return typical(times, WARMUP)
+
+
+def memory(p: PreparedChats) -> int:
+    """Bytes that training holds at once, about: weights, gradients and moments, and what a batch of the longest keeps
+    for the backward pass."""
+    c = p.config
+    longest = p.train.inputs.lengths.argsort(descending=True)[: c.train.batch_size]
+    batch = p.train.packed(longest) if c.chat.packing else p.train.batch(longest)
+    size = 2 if p.precision.name == "bf16" else 4
+    logits = min(LOGITS, len(longest) * int(p.train.inputs.lengths.max()) * p.model.vocabulary) * size
+    kept = activations(p.trained, batch.inputs.to(p.device), p.precision)
+    return 4 * (p.adapted.total + 3 * p.adapted.trained) + kept + logits
 
 
 class Instructing(Training):
@@ -284,34 +298,39 @@ class Instructing(Training):
         return len(self.p.validation or ())
 
     def look(self) -> dict[str, float] | None:
-        return None if self.p.validation is None else answer_scores(self.p.model, self.p.validation)
+        if self.p.validation is None:
+            return None
+        return answer_scores(self.p.model, self.p.validation, self.p.pretrained.tokenizer)
 
     def train(self) -> Chatter:
         p = self.p
-        self.begin("instruct", {"train": len(p.train), "validation": len(p.validation or ())})
+        self.begin("instruct", p.sizes)
         self.updates()
         if p.config.method != "full":
             keep(self.run, p.model, p.pretrained.name)
             adapt.merge(p.model)
-        scores = self.look()
+        chatter = Chatter(p.model, p.pretrained.tokenizer, p.template, p.config, self.run.path)
+        part, chats = (p.validation, p.held_back) if p.test is None else (p.test, p.test_chats)
+        final, written = (None, []) if part is None else answered(chatter, part, chats)
+        scores, tested = (final, None) if p.test is None else (self.look(), final)
         if scores is not None:
             self.run.log({"event": "validation", "step": self.step, "scores": scores, "seconds": self.seconds})
         self.run.save_model(p.model.state_dict())
-        chatter = Chatter(p.model, p.pretrained.tokenizer, p.template, p.config, self.run.path)
-        answered = answers_of(chatter, p.held_back)
         result: dict[str, Any] = {
             "format": FORMAT,
             "task": "instruct",
             "source": self.source,
             "validation": scores,
-            "sizes": {"train": len(p.train), "validation": len(p.validation or ())},
+            "test": tested,
+            "sizes": p.sizes,
             "seconds": {"train": self.seconds, "total": time.perf_counter() - self.started},
             "steps": self.step,
             "examples_per_second": self.step * p.config.train.batch_size * p.config.train.accumulate / self.seconds,
             "parameters": p.adapted.total,
             "trained_parameters": p.adapted.trained,
             "seed": p.config.seed,
-            "answers": answered,
+            "answers": written[:SHOWN],
+            "asked": {"n": len(written), "stopped": sum(row["stopped"] for row in written)},
             "notes": p.notes,
             "command": command(p.config),
             "environment": environment.describe(p.device, p.precision),
@@ -320,60 +339,13 @@ class Instructing(Training):
         return chatter
 
 
-def answer_scores(model: Transformer, rows: Conversations, most: int = 8192) -> dict[str, float]:
-    """Mean loss (nats), perplexity and share of tokens foretold, over all learnt tokens of the answers."""
-    training, device = model.training, model.head_weight.device
-    model.eval()
-    total, right, count = 0.0, 0, 0
-    order = rows.inputs.lengths.argsort(stable=True)
-    size = max(1, most // int(rows.inputs.lengths.max()))
-    try:
-        with torch.inference_mode():
-            for part in torch.split(order, size):
-                batch = rows.batch(part)
-                there = batch.weights.bool() if batch.weights is not None else batch.targets >= 0
-                h = model.hidden(batch.inputs.to(device))[there.to(device)]
-                targets = batch.targets[there].to(device)
-                logits = F.linear(h, model.head_weight).float()
-                total += float(F.cross_entropy(logits, targets, reduction="sum"))
-                right += int((logits.argmax(-1) == targets).sum())
-                count += len(targets)
-    finally:
-        model.train(training)
-    loss = total / count
-    return {"loss": loss, "perplexity": math.exp(min(loss, 700)), "token_accuracy": right / count}
-
-
-def answers_of(chatter: Chatter, chats: Sequence[Chat]) -> list[dict[str, Any]]:
-    """What the model answers to the first questions held back, beside what was answered there."""
-    chosen = chats[:SHOWN]
-    if not chosen:
-        return []
-    prompts = [chatter.template.prompt(chat[:-1])[-(chatter.model.context - MOST) :] for chat in chosen]
-    written: list[list[int]] = [[] for _ in chosen]
-    stop = chatter.template.stop
-    for drawn in tokens(chatter.model, prompts, most=MOST, sampling=Sampling(temperature=0), end=stop):
-        for row, one in enumerate(drawn):
-            if one is not None:
-                written[row].append(one)
-    return [
-        {
-            "question": chat[-2].text if len(chat) > 1 else "",
-            "answer": chatter.tokenizer.decode([one for one in ids if one != stop]),
-            "wanted": chat[-1].text,
-            "stopped": bool(ids) and ids[-1] == stop,
-        }
-        for chat, ids in zip(chosen, written, strict=True)
-    ]
-
-
 # --- what is said -----------------------------------------------------------------------------------------------------
 
 
 def overview(p: PreparedChats) -> list[str]:
     """What was found, what will be trained and how: the first lines of a run, and of a dry run."""
     c = p.config
-    parts = f"{len(p.train):,} train" + (f", {len(p.validation):,} validation" if p.validation is not None else "")
+    parts = ", ".join(f"{n:,} {name}" for name, n in p.sizes.items() if n)
     length = f"{p.steps:,} updates" if c.minutes is None else f"as many updates as fit into {c.minutes:g} minutes"
     return [
         f"{c.source}: {len(p.chats):,} conversations; {parts}",
@@ -402,15 +374,21 @@ def example(p: PreparedChats) -> list[str]:
 def summary(result: Mapping[str, Any]) -> list[str]:
     """The last lines of a run."""
     lines = []
-    if scores := result["validation"]:
-        lines.append(
-            f"answers held back ({result['sizes']['validation']:,} conversations): {scores['loss']:.4f} nats a token, "
-            f"perplexity {number(scores['perplexity'])}, {scores['token_accuracy']:.1%} of tokens foretold"
-        )
+    for part, said in (("validation", "answers held back"), ("test", "answers of the test part")):
+        if scores := result.get(part):
+            bits = f", {scores['bits_per_byte']:.4f} bits a byte" if "bits_per_byte" in scores else ""
+            lines.append(
+                f"{said} ({result['sizes'][part]:,} conversations): {scores['loss']:.4f} nats a token{bits}, "
+                f"perplexity {number(scores['perplexity'])}, {scores['token_accuracy']:.1%} of tokens foretold"
+            )
     for row in result["answers"][:2]:
-        lines.append(f"  {row['question'][-60:]!r} → {row['answer'][:80]!r}")
-    if found := result["answers"]:
-        lines.append(f"{sum(row['stopped'] for row in found)} of {len(found)} answers ended within {MOST} tokens")
+        lines.append(f"  {shown(row)}")
+    if n := result.get("asked", {}).get("n"):
+        exact = (result["test"] or result["validation"])["exact_answers"]
+        lines.append(
+            f"of {n:,} answers {exact:.1%} are the wanted ones word for word, {result['asked']['stopped']:,} ended "
+            "by themselves"
+        )
     seconds = result["seconds"]["train"]
     lines.append(f"trained in {duration(seconds)}, {result['examples_per_second']:,.1f} conversations/s")
     return lines
@@ -419,7 +397,7 @@ def summary(result: Mapping[str, Any]) -> list[str]:
 def command(config: InstructConfig) -> str:
     """The command that repeats a run."""
     words = ["feedfwd", "finetune", config.source, "--task", "instruct", "--from", config.pretrained]
-    for flag in ("method", "effort", "minutes", "seed"):
+    for flag in ("test", "method", "effort", "minutes", "seed"):
         value = getattr(config, flag)
         if value != type(config).model_fields[flag].default:
             words += [f"--{flag}", str(value)]

@@ -12,12 +12,18 @@ from feedfwd.data.text_tables import read_table
 from feedfwd.errors import DataError
 from feedfwd.recipes.classifier import TextClassifier
 from feedfwd.recipes.console import Listener
+from feedfwd.recipes.judge import Answers, promises
+from feedfwd.recipes.outside import outside_scores
 from feedfwd.recipes.texts import parts, read_like, untested
 from feedfwd.report.words import interval, score, word
 
 
-def evaluate_labelled(path: Path, source: str | None, listener: Listener) -> dict[str, float]:
-    """Scores of a run on a file of labelled texts, or on the run's own test part."""
+def evaluate_labelled(
+    path: Path, source: str | None, listener: Listener, outside: str | None = None, false_reject: float | None = None
+) -> dict[str, float]:
+    """Scores of a run on a file of labelled texts, or on the run's own test part; and how well it tells these from the
+    texts of the file `outside`, which belong to no class.
+    """
     classifier = TextClassifier.load(path)
     config = parse(FinetuneConfig, Run.open(path).settings())
     goal = classifier.goal
@@ -29,13 +35,21 @@ def evaluate_labelled(path: Path, source: str | None, listener: Listener) -> dic
         texts, data, name = table.texts, goal.targets(table), source
         for note in (*table.notes, *untested(goal, data)):
             listener.say(f"note: {note}")
-    answers = classifier.answers(classifier.rows(texts))
+    read = classifier.read(classifier.rows(texts))
+    answers = classifier.answered(read[1])
     scores = goal.scores(answers, data.targets)
     found = goal.details(answers, data.targets)["intervals"]
     listener.say(f"{path} on {name}, n={len(texts):,}")
     for key, value in scores.items():
         around = f"  (95 %: {interval(key, found[key], len(texts))})" if key in found else ""
         listener.say(f"  {word(key).label:<24}{score(key, value, len(texts))}{around}")
+    if (verdict := classifier.verdict) is not None:
+        features, outputs = read
+        answered = Answers(outputs.double().numpy(), data.targets.numpy(), classifier.near(features))
+        for line in promises(verdict, answered):
+            listener.say(f"  {line}")
+    if outside is not None:
+        scores |= outside_scores(classifier, read, name, outside, listener, false_reject)
     return scores
 
 
@@ -43,14 +57,15 @@ def predict_labelled(path: Path, source: str) -> tuple[list[dict[str, Any]], Seq
     """A row for each text of a source, or for the one text that is none's name; and what to know of the source."""
     classifier = TextClassifier.load(path)
     texts, places, notes = texts_of(source, classifier.config.text, classifier.config.target)
-    rows = classifier.rows(texts)
+    features, outputs = classifier.read(classifier.rows(texts))
     found = [
         {"example": place} | classifier.goal.row(answer)
-        for place, answer in zip(places, classifier.answers(rows), strict=True)
+        for place, answer in zip(places, classifier.answered(outputs), strict=True)
     ]
     if classifier.verdict is None:
         return found, notes
-    return [row | {"doubt": mark or ""} for row, mark in zip(found, classifier.marks(rows), strict=True)], notes
+    marks = classifier.marks(features, outputs)
+    return [row | {"doubt": mark or ""} for row, mark in zip(found, marks, strict=True)], notes
 
 
 def texts_of(

@@ -3,8 +3,11 @@
 import torch
 from torch import Tensor
 
+from feedfwd.models.apart import Apart
+from feedfwd.models.transformer import Transformer
 from feedfwd.recipes.text import PreparedText
 from feedfwd.train.cross_entropy import LOGITS
+from feedfwd.train.precision import Precision
 
 MOMENTS = {"sgd": 0, "momentum": 1, "nesterov": 1, "rmsprop": 1, "adagrad": 1}  # of a parameter; others keep two
 
@@ -35,7 +38,15 @@ def memory(p: PreparedText) -> int:
 
 def kept(p: PreparedText, *, recompute: bool) -> int:
     """Bytes that a batch's forward pass keeps for its backward pass, beside the weights."""
-    own = {parameter.untyped_storage().data_ptr() for parameter in p.model.parameters()}
+    before, p.model.recompute = p.model.recompute, recompute
+    found = activations(p.model, next(p.batches()).inputs, p.precision)
+    p.model.recompute = before
+    return found
+
+
+def activations(model: Transformer | Apart, inputs: Tensor, precision: Precision) -> int:
+    """Bytes that the last states of a batch keep for a backward pass, beside the weights, in training mode."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     found: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -44,13 +55,10 @@ def kept(p: PreparedText, *, recompute: bool) -> int:
             found[storage.data_ptr()] = storage.nbytes()
         return tensor.detach()  # itself, an output would hold its own graph for ever
 
-    inputs = next(p.batches()).inputs
-    before = p.model.training, p.model.recompute
-    p.model.train()
-    p.model.recompute = recompute
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), p.precision.autocast():
-        hidden = p.model.hidden(inputs)
+    before = model.training
+    model.train()
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), precision.autocast():
+        hidden = model.hidden(inputs)
     del hidden
-    p.model.train(before[0])
-    p.model.recompute = before[1]
+    model.train(before)
     return sum(found.values())

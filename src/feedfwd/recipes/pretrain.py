@@ -24,7 +24,7 @@ from feedfwd.recipes.console import Listener, Silent
 from feedfwd.recipes.memory import memory
 from feedfwd.recipes.pace import EVALUATIONS, FEW, Look, Pace, again_at, planned, replanned, scored
 from feedfwd.recipes.samples import judge, sample
-from feedfwd.recipes.say_text import command, cost, headline, overview, summary
+from feedfwd.recipes.say_text import command, cost, example, headline, overview, summary
 from feedfwd.recipes.text import PreparedText, prepare_text, too_short, tried
 from feedfwd.recipes.training import Training, finite
 from feedfwd.recipes.verbs import opened
@@ -77,7 +77,7 @@ def dry_run(config: PretrainConfig, listener: Listener) -> PreparedText:
     with torch.random.fork_rng():
         prepared = prepare_text(config, listener)
         per_step = tried(prepared)
-    for line in [*overview(prepared), *cost(prepared, per_step, memory(prepared))]:
+    for line in [*overview(prepared), *example(prepared), *cost(prepared, per_step, memory(prepared))]:
         listener.say(line)
     listener.say("\n" + prepared.frozen().to_toml().rstrip())
     return prepared

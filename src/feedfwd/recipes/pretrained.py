@@ -9,7 +9,7 @@ from typing import Any
 from feedfwd.checkpoint import Run
 from feedfwd.data.hub import fetch_model
 from feedfwd.data.model_tokenizer import ModelTokenizer
-from feedfwd.errors import ConfigError, DataError
+from feedfwd.errors import ConfigError, DataError, RunError
 from feedfwd.interop.huggingface import read
 from feedfwd.interop.weights import read_json
 from feedfwd.models.transformer import Transformer, build
@@ -40,17 +40,34 @@ class Pretrained:
     normalize: bool = False
     family: str = ""  # the row of `interop.families` it was read by; none for a run of ours
     labels: tuple[str, ...] = ()  # names of its classes, where it has a classifying head
+    folder: Path | None = None  # where its files are, a chat template among them if it has one
 
 
 def load_pretrained(source: str, *, dropout: float | None = None) -> Pretrained:
-    """The model at `source`: a run of `feedfwd pretrain` or `finetune`, a folder with a config.json, or owner/name.
+    """The model at `source`: a run of `pretrain`, or of `finetune` whatever its task, a folder with a config.json, or
+    owner/name.
 
-    `dropout` takes the place of what the model was trained with. Raises DataError for what isn't there or is damaged,
+    `dropout` takes the place of what the model was trained with. Raises DataError for what isn't there, is damaged or
+    holds weights that are no numbers,
     RunError for a run that is incomplete, ConfigError for a family or a setting that isn't here.
     """
+    found = _loaded(source, dropout)
+    for name, tensor in found.model.state_dict().items():
+        if not tensor.isfinite().all():
+            what = f"{found.name}: {name} holds values that are not finite"
+            raise DataError(what, hint="fetch the model again, or take an earlier state of it")
+    return found
+
+
+def _loaded(source: str, dropout: float | None) -> Pretrained:
     path = Path(source).expanduser()
     if (path / "config.toml").is_file():
-        return _of_encoder(path, dropout) if verb_of(path) in ("finetune", "embed", "rank") else _of_run(path, dropout)
+        match verb_of(path):
+            case "finetune" | "embed" | "rank":
+                return _of_encoder(path, dropout)
+            case "instruct":
+                return _of_chatter(path, dropout)
+        return _of_run(path, dropout)
     if path.is_dir():
         return _of_folder(path, source, dropout)
     if source.count("/") == 1 and not path.exists() and not source.startswith((".", "~", "/")):
@@ -98,6 +115,29 @@ def _of_encoder(path: Path, dropout: float | None) -> Pretrained:
     return Pretrained(str(path), model.eval(), model.settings, tokenizer, model.context, pooling, family=family)
 
 
+def _of_chatter(path: Path, dropout: float | None) -> Pretrained:
+    """What a model that learnt to answer has become; its chat template stays its own."""
+    run = Run.open(path)
+    said, weights = run.read_json(run.preprocess_file), run.load_model()
+    if not (path / TOKENIZER).is_file():
+        raise RunError(f"{path} is incomplete: {TOKENIZER} is missing", hint="restore it from a copy of the run")
+    try:
+        model = build(said["settings"] | ({} if dropout is None else {"dropout": dropout}))
+        text, around = run.read_text(path / TOKENIZER), {"before": said["before"], "after": said["after"]}
+        tokenizer = ModelTokenizer(text, said["special"], **around)
+    except (KeyError, TypeError) as error:
+        what = f"{run.preprocess_file} doesn't tell of the model ({type(error).__name__}: {error})"
+        raise RunError(what, hint="restore it from a copy, or train again") from None
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise run.misfit(error) from None
+    family = str(said.get("family") or "")
+    return Pretrained(
+        str(path), model.eval(), model.settings, tokenizer, model.context, "last", family=family, folder=path
+    )
+
+
 def _of_folder(folder: Path, name: str, dropout: float | None) -> Pretrained:
     loaded = read(folder, dropout=dropout)
     model = loaded.model
@@ -109,7 +149,7 @@ def _of_folder(folder: Path, name: str, dropout: float | None) -> Pretrained:
     names = loaded.config.get("id2label") or {}
     labels = tuple(str(names.get(str(i), f"LABEL_{i}")) for i in range(model.classes or 0))
     return Pretrained(
-        name, model, model.settings, tokenizer, model.context, pooling, normalize, loaded.family.name, labels
+        name, model, model.settings, tokenizer, model.context, pooling, normalize, loaded.family.name, labels, folder
     )
 
 

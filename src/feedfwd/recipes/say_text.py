@@ -9,6 +9,8 @@ from feedfwd.recipes.say import said_sets
 from feedfwd.recipes.text import PRESET, PreparedText
 from feedfwd.report.words import count, duration, number
 
+SHOWN = 10  # hidden tokens of an example
+
 
 def overview(p: PreparedText) -> list[str]:
     """What was found, what will be trained and how: the first lines of a run, and of a dry run."""
@@ -32,6 +34,27 @@ def overview(p: PreparedText) -> list[str]:
         f"{p.device}, {p.precision.name} ({p.precision.reason})",
         *(f"note: {note}" for note in p.notes),
     ]
+
+
+def example(p: PreparedText) -> list[str]:
+    """The first row as the model sees it, and what of it is learnt."""
+    batch = next(p.batches())
+    seen, targets = batch.inputs[0].tolist(), batch.targets[0].tolist()
+    if p.config.train.objective == "next":
+        learnt = len(seen) if batch.weights is None else int((batch.weights[0] > 0).sum())
+        return [f"the model sees: {_short(p.tokenizer.decode(seen, special=True))!r}, and learns what follows each of "
+                f"{learnt:,} tokens"]  # fmt: skip
+    assert batch.weights is not None
+    hidden = [p.tokenizer.decode([token]) for token, w in zip(targets, batch.weights[0].tolist(), strict=True) if w > 0]
+    shown = ", ".join(map(repr, hidden[:SHOWN])) + (", …" if len(hidden) > SHOWN else "")
+    return [
+        f"the model sees: {_short(p.tokenizer.decode(seen, special=True))!r}",
+        f"and learns to fill in {len(hidden):,} of {len(seen):,} tokens: {shown}",
+    ]
+
+
+def _short(text: str, most: int = 300) -> str:
+    return text if len(text) <= most else text[:most] + "…"
 
 
 def cost(p: PreparedText, per_step: float, memory: int) -> list[str]:

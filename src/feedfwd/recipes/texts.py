@@ -15,7 +15,7 @@ from feedfwd.data.batches import Batch, TensorBatches, derived_seed
 from feedfwd.data.dataset import Dataset
 from feedfwd.data.ragged import Ragged, RaggedBatches
 from feedfwd.data.split import split
-from feedfwd.data.text_tables import KINDS, Kind, TextTable, read_table, shared_texts
+from feedfwd.data.text_tables import KINDS, Kind, TextTable, folded, read_table, shared_texts
 from feedfwd.errors import ConfigError, DataError
 from feedfwd.models.adapt import layer_rates
 from feedfwd.models.bag import Bag
@@ -58,9 +58,16 @@ class TextPart:
     data: Dataset  # its `rows` name the texts' places in the file; its inputs stand for nothing
     texts: tuple[str, ...]
     rows: Ragged
+    features: Tensor | None = None  # (N, W) what the head sees, where nothing below it is trained: read once
 
     def __len__(self) -> int:
         return len(self.data)
+
+    def select(self, chosen: Tensor) -> "TextPart":
+        """The texts at these places alone."""
+        texts = tuple(self.texts[i] for i in chosen.tolist())
+        features = None if self.features is None else self.features[chosen.to(self.features.device)]
+        return TextPart(self.data.subset(chosen), texts, self.rows.select(chosen), features)
 
 
 @dataclass
@@ -78,7 +85,6 @@ class PreparedTexts:
     pretrained: Pretrained | None = None
     adapted: str = ""  # in words, which weights of a pretrained model are trained
     notes: list[str] = field(default_factory=list)
-    features: Tensor | None = None  # of the training texts, where nothing below the head is trained
     seconds: float = 0.0  # that they took
     taught: Taught | None = None  # what a teacher says to the training texts, and to others
 
@@ -89,6 +95,20 @@ class PreparedTexts:
     @property
     def goal(self) -> Goal:
         return self.classifier.goal
+
+    @property
+    def features(self) -> Tensor | None:
+        """Of the training texts, where nothing below the head is trained."""
+        return self.train.features
+
+    def read(self, part: TextPart) -> tuple[Tensor, Tensor]:
+        """Features (N, W) and outputs (N, O) of a part; of a frozen model the texts are not read again."""
+        if self.train.features is None:
+            return self.classifier.read(part.rows)
+        if part.features is None:
+            part.features = self.classifier.features(part.rows).to(self.device)
+        outputs = self.classifier.headed(part.features)
+        return part.features.cpu(), self.classifier.outputs(part.rows) if outputs is None else outputs
 
     @property
     def trained(self) -> nn.Module:
@@ -211,7 +231,6 @@ def prepare_texts(config: FinetuneConfig, *, resolved: bool = False) -> Prepared
         reader = BagReader(config)
     else:
         pretrained = load_pretrained(config.pretrained, dropout=config.encoder.dropout)
-        _check(pretrained)
         longest = min(config.encoder.longest, pretrained.longest)
         model = build_encoder(config, pretrained.model, pretrained.pooling, goal.outputs, longest).to(device)
         reader = token_reader(config, pretrained.tokenizer, longest, pretrained.model.vocabulary)
@@ -264,14 +283,6 @@ def _ask(p: PreparedTexts, model: Bag) -> None:
     model.weigh(values.to(p.device), p.examples)
 
 
-def _check(pretrained: Pretrained) -> None:
-    """Weights that are no numbers make no features."""
-    for name, tensor in pretrained.model.state_dict().items():
-        if not tensor.isfinite().all():
-            what = f"{pretrained.name}: {name} holds values that are not finite"
-            raise DataError(what, hint="fetch the model again, or take an earlier state of it")
-
-
 def _start(p: PreparedTexts, model: Encoder) -> None:
     """Say which weights are trained; where it is the head alone, take what it sees of the texts once and for all."""
     c = p.config
@@ -292,9 +303,9 @@ def _start(p: PreparedTexts, model: Encoder) -> None:
     model.backbone.embedding.sparse = model.backbone.embedding.weight.requires_grad
     if c.method == "head":
         begun = time.perf_counter()
-        p.features = p.classifier.features(p.train.rows).to(p.device)
+        p.train.features = p.classifier.features(p.train.rows).to(p.device)
         p.seconds = time.perf_counter() - begun
-    if _at_means(p):
+    if at_means(p):
         begun = time.perf_counter()
         features = p.classifier.features(p.train.rows) if p.features is None else p.features
         model.begin_at_means(features.to(p.device), p.train.data.targets.to(p.device))
@@ -302,7 +313,7 @@ def _start(p: PreparedTexts, model: Encoder) -> None:
         p.seconds += time.perf_counter() - begun
 
 
-def _at_means(p: PreparedTexts) -> bool:
+def at_means(p: PreparedTexts) -> bool:
     """Whether the head begins at the classes' mean vectors; ConfigError where it can't."""
     c = p.config
     can = p.goal.kind == "label" and not c.encoder.hidden
@@ -323,6 +334,9 @@ def parts(config: FinetuneConfig) -> tuple[Texts, Texts | None, Texts, Goal, dic
     whole = read_table(config.source, text=config.text, target=config.target, kinds=_kinds(config))
     goal = goal_for(whole)
     data = goal.targets(whole)
+    if goal.kind == "label" and 2 < len(whole) == goal.outputs:
+        what = f"each of the {len(whole):,} texts has a label of its own in column {whole.target!r}"
+        raise DataError(what, hint="name another one with --target; for numbers say --task regress")
     data.check_trainable("say --task regress")
     notes = list(whole.notes)
     assert whole.target is not None
@@ -348,13 +362,22 @@ def parts(config: FinetuneConfig) -> tuple[Texts, Texts | None, Texts, Goal, dic
     if isinstance(goal, Number):
         goal = replace(goal, mean=float(rest.targets.mean()), std=float(rest.targets.std()))
     train = _texts(whole, rest), rest
+    if len(train[0]) > 1 and len(set(map(folded, train[0]))) == 1:
+        what = f"all {len(train[0]):,} texts of {whole.name} are {short(train[0][0])!r}"
+        raise DataError(
+            what, hint=f"they teach nothing: if {whole.text!r} is another column, name that of texts by --text"
+        )
     notes += untested(goal, test[1])
     if twice := shared_texts(train[0], test[0]):
-        shown = test[0][twice[0]]
-        shown = shown if len(shown) <= 60 else shown[:60] + "…"
+        shown = short(test[0][twice[0]])
         plural = "s stand" if len(twice) > 1 else " stands"
         notes.append(f"{len(twice):,} test text{plural} in the training part too, for example {shown!r}")
     return train, validation, test, goal, columns, notes
+
+
+def short(text: str, most: int = 60) -> str:
+    """The beginning of a text, for a message."""
+    return text if len(text) <= most else text[:most] + "…"
 
 
 def untested(goal: Goal, test: Dataset) -> list[str]:
@@ -376,6 +399,9 @@ def few(data: Dataset, shots: int, seed: int) -> tuple[Dataset, str]:
     labels = data.targets[order]
     chosen = torch.cat([order[labels == label][:shots] for label in torch.unique(labels)]).sort().values
     fewer = int((torch.bincount(data.targets)[torch.unique(labels)] < shots).sum())
+    if len(chosen) == len(data) and (largest := int(torch.bincount(labels).max())) < shots:
+        what = f"--shots {shots} is more than there are: no class has more than {largest:,} training texts"
+        raise ConfigError(what, hint="ask for fewer, or leave it out to train on all")
     said = f"{shots} texts of each class are trained on, {len(data) - len(chosen):,} others are left out"
     if fewer:
         said += f"; {fewer} class{'es have' if fewer > 1 else ' has'} fewer"

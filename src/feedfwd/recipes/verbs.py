@@ -9,7 +9,7 @@ USE = {
     "fit": "`feedfwd predict` and `feedfwd evaluate`",
     "finetune": "`feedfwd predict` and `feedfwd evaluate`",
     "pretrain": "`feedfwd generate` and `feedfwd evaluate`",
-    "instruct": "`feedfwd generate`",
+    "instruct": "`feedfwd generate` and `feedfwd evaluate`",
     "embed": "`feedfwd predict` and `feedfwd evaluate`",
     "rank": "`feedfwd predict` and `feedfwd evaluate`",
 }

@@ -233,8 +233,11 @@ def _detail_figures(details: dict[str, Any]) -> list[figures.Figure]:
 
 
 def _judgement_figures(judgement: dict[str, Any] | None) -> list[figures.Figure]:
-    """Reliability without the temperature, and error by coverage; with it, it stands under "Calibration"."""
+    """Reliability without the temperature, and error by coverage; with it, it stands under "Calibration", for which
+    there is no place where an example may have several labels."""
     if judgement is None:
         return []
     before = figures.calibration_figure(judgement["calibration"]["before"]["bins"], "Before the temperature", "before")
-    return [before, figures.risk_figure(judgement["risk_coverage"], judgement["abstain"]["error"])]
+    after = figures.calibration_figure(judgement["calibration"]["after"]["bins"], "After it", "after")
+    risk = figures.risk_figure(judgement["risk_coverage"], judgement["abstain"]["error"])
+    return [before, *([after] if judgement.get("several") else []), risk]

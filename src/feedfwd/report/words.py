@@ -35,6 +35,8 @@ SCORES: dict[str, Word] = {
     "mrr": Word("MRR", False, "mean of 1 / place of a query's first answer; higher is better"),
     "ndcg@10": Word("NDCG@10", False, "answers weighed by relevance and place, of the best order; higher is better"),
     "spearman": Word("rank correlation", False, "of scores with relevances (Spearman); higher is better"),
+    "token_accuracy": Word("tokens foretold", True, "share of the answers' tokens that were held likeliest"),
+    "exact_answers": Word("exact answers", True, "share of the answers that are the wanted ones word for word"),
     "loss": Word("loss", False, "nats of surprise at the token to be predicted; lower is better"),
 }
 HEADLINES = (
