@@ -23,6 +23,7 @@ from feedfwd.recipes.beside import compared, sizes
 from feedfwd.recipes.classifier import TOKENIZER, TextClassifier
 from feedfwd.recipes.console import Listener, Silent
 from feedfwd.recipes.held_out import judge
+from feedfwd.recipes.interrupt import resumable
 from feedfwd.recipes.judge import lines
 from feedfwd.recipes.say import said_sets, summary
 from feedfwd.recipes.texts import PreparedTexts, TextPart, prepare_texts
@@ -50,7 +51,9 @@ def finetune_config(
     listener = listener or Silent()
     with torch.random.fork_rng():
         prepared = prepare_texts(config)
-        return _begin(prepared, Run.create(run_path, Path(config.source).stem), listener, started)
+        run = Run.create(run_path, Path(config.source).stem)
+        with resumable("finetune", run):
+            return _begin(prepared, run, listener, started)
 
 
 def _begin(prepared: PreparedTexts, run: Run, listener: Listener, started: float) -> TextClassifier:
@@ -95,7 +98,7 @@ def resume(path: Path, listener: Listener | None = None, *, started: float | Non
         what = f"{path} is finished; there is nothing to resume"
         raise RunError(what, hint="start a new run with `feedfwd finetune`")
     config = parse(FinetuneConfig, run.settings())
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), resumable("finetune", run):
         prepared = prepare_texts(config, resolved=True)
         if config.minutes is not None:  # stopped before it was planned
             run.log_file.unlink(missing_ok=True)
