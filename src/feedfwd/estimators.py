@@ -37,6 +37,7 @@ from feedfwd.train.loop import train
 from feedfwd.train.losses import build_loss
 from feedfwd.train.schedules import build_schedule
 
+How = tuple[dict[str, Any], dict[str, str]]  # kinds and forms of the columns
 FILE = "estimator.json"  # beside a run's files: what makes a saved run an estimator again
 SETTINGS = {  # parameter: setting
     "hidden": "model.hidden",
@@ -115,9 +116,9 @@ class _FeedForward(BaseEstimator):
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train anew on rows X (N, D), an array or a frame of polars or pandas, NaN for what is missing."""
-        frame, kinds, codes, weights = self._read(X, y, sample_weight, reset=True)
+        frame, how, codes, weights = self._read(X, y, sample_weight, reset=True)
         with torch.random.fork_rng(devices=[]):
-            config = self._begin(frame, kinds, codes)
+            config = self._begin(frame, how, codes)
             rows, held = np.flatnonzero(weights), None
             if self.early_stopping:
                 stratify = codes[rows] if self._classify else None
@@ -154,10 +155,10 @@ class _FeedForward(BaseEstimator):
 
     def _partial_fit(self, X: Any, y: Any, sample_weight: Any, reset: bool) -> Self:
         """One pass over the rows at a constant rate; the first call's rows say how columns and targets are scaled."""
-        frame, kinds, codes, weights = self._read(X, y, sample_weight, reset=reset)
+        frame, how, codes, weights = self._read(X, y, sample_weight, reset=reset)
         with torch.random.fork_rng(devices=[]):
             if reset:
-                self._begin(frame, kinds, codes)
+                self._begin(frame, how, codes)
                 self.n_iter_, self.loss_curve_ = 0, []
             torch.manual_seed(self.config_.seed + self.n_iter_)
             rows = np.flatnonzero(weights)
@@ -175,11 +176,11 @@ class _FeedForward(BaseEstimator):
 
     def _read(
         self, X: Any, y: Any, sample_weight: Any, reset: bool
-    ) -> tuple[polars.DataFrame, dict[str, Any], np.ndarray, np.ndarray]:
-        """Rows as typed columns, their kinds, targets, and weights (N,)."""
+    ) -> tuple[polars.DataFrame, How, np.ndarray, np.ndarray]:
+        """Rows as typed columns, how they are read, targets, and weights (N,)."""
         if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None")
-        frame, kinds = self._read_rows(X, reset)
+        frame, how = self._read_rows(X, reset)
         codes = self._read_targets(y, reset)
         if len(codes) != len(frame):
             raise ValueError(f"Found input variables with inconsistent numbers of samples: {[len(frame), len(codes)]}")
@@ -189,15 +190,16 @@ class _FeedForward(BaseEstimator):
         weights = _check_sample_weight(sample_weight, rows, dtype=np.float64, ensure_non_negative=True)
         if not weights.any():
             raise ValueError("sample_weight is zero for every row")
-        return frame, kinds, codes, self._row_weights(codes, weights, reset)
+        return frame, how, codes, self._row_weights(codes, weights, reset)
 
-    def _read_rows(self, X: Any, reset: bool) -> tuple[polars.DataFrame, dict[str, Any]]:
+    def _read_rows(self, X: Any, reset: bool) -> tuple[polars.DataFrame, How]:
         if hasattr(X, "columns") and hasattr(X, "dtypes"):
             validate_data(self, X, reset=reset, skip_check_array=True)
             if not reset:
-                kinds = self.preprocess_.kinds
-                return read_inputs(X, kinds, "X")[0], kinds
-            return read_columns(as_rows(X, "X").frame, [])
+                kinds, forms = self.preprocess_.kinds, self.preprocess_.forms
+                return read_inputs(X, kinds, "X", forms)[0], (kinds, forms)
+            frame, kinds, forms = read_columns(as_rows(X, "X").frame, [])
+            return frame, (kinds, forms)
         array = validate_data(self, X, reset=reset, dtype=np.float64, ensure_all_finite="allow-nan")
         names = list(getattr(self, "feature_names_in_", [f"x{i}" for i in range(array.shape[1])]))
         frame = polars.DataFrame({name: array[:, i] for i, name in enumerate(names)}).fill_nan(None)
@@ -205,10 +207,10 @@ class _FeedForward(BaseEstimator):
             kinds = self.preprocess_.kinds
             if any(kind != "number" for kind in kinds.values()):
                 raise ValueError("this model was fitted to a frame with columns that are no numbers: give a frame")
-            return frame.select(list(kinds)), kinds
-        return frame, dict.fromkeys(names, "number")
+            return frame.select(list(kinds)), (kinds, {})
+        return frame, (dict.fromkeys(names, "number"), {})
 
-    def _begin(self, frame: polars.DataFrame, kinds: dict[str, Any], codes: np.ndarray) -> FitConfig:
+    def _begin(self, frame: polars.DataFrame, how: How, codes: np.ndarray) -> FitConfig:
         """Settings, preprocessor, network and optimizer for these rows."""
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         config = FitConfig(source="memory", effort=parse(FitConfig, {"source": "", "effort": self.effort}).effort)
@@ -222,7 +224,7 @@ class _FeedForward(BaseEstimator):
         self.config_ = config.over(preset(self.effort, Facts(len(frame), None, table=True, regress=not self._classify)))
         if self.config_.loss.name == "auto":
             self.config_ = self.config_.with_("loss.name", "cross_entropy" if self._classify else "mse")
-        self.preprocess_ = TablePreprocessor.learn(frame, kinds, **self._goal(codes))
+        self.preprocess_ = TablePreprocessor.learn(frame, *how, **self._goal(codes))
         torch.manual_seed(seed)
         self.model_ = build_model(self.config_, self.preprocess_)
         rate = self.config_.optimizer.lr

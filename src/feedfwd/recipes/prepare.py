@@ -208,8 +208,8 @@ def _loaded(config: FitConfig) -> tuple[Dataset, Dataset | None]:
 
 def _like_table(whole: TableData, source: str) -> TableData:
     """A labelled table with the targets and the columns of another."""
-    names = list(whole.target_names or ())
-    return load_table(source, names, task=asked(whole.task), kinds=whole.kinds, answers=whole.answers)
+    names, task = list(whole.target_names or ()), asked(whole.task)
+    return load_table(source, names, task=task, kinds=whole.kinds, forms=whole.forms, answers=whole.answers)
 
 
 def _cut(data: Dataset, fraction: float, seed: int, config: FitConfig) -> tuple[Dataset, Dataset]:
