@@ -31,7 +31,7 @@ from feedfwd.errors import RunError
 from feedfwd.models.tabular import per_member
 from feedfwd.recipes.predictor import Predictor, build_model, read_preprocess
 from feedfwd.recipes.prepare import optimizer_for
-from feedfwd.recipes.presets import Facts, preset
+from feedfwd.recipes.presets import Facts, over_preset
 from feedfwd.train.early_stopping import EarlyStopping
 from feedfwd.train.loop import train
 from feedfwd.train.losses import build_loss
@@ -221,7 +221,7 @@ class _FeedForward(BaseEstimator):
                 config = config.with_(key, list(value) if name == "hidden" else value)
         for key, value in (self.settings or {}).items():
             config = config.with_(key, value)
-        self.config_ = config.over(preset(self.effort, Facts(len(frame), None, table=True, regress=not self._classify)))
+        self.config_ = over_preset(config, Facts(len(frame), None, table=True, regress=not self._classify))
         if self.config_.loss.name == "auto":
             self.config_ = self.config_.with_("loss.name", "cross_entropy" if self._classify else "mse")
         self.preprocess_ = TablePreprocessor.learn(frame, *how, **self._goal(codes))

@@ -27,7 +27,7 @@ from feedfwd.models.mlp_fast import lacks, uncompiled_because
 from feedfwd.models.tabular import Tabular, per_member
 from feedfwd.recipes.goals import SeveralLabels
 from feedfwd.recipes.predictor import Predictor, build_model
-from feedfwd.recipes.presets import Facts, preset
+from feedfwd.recipes.presets import Facts, over_preset
 from feedfwd.train.losses import Loss, build_loss
 from feedfwd.train.optimizers import Optimizer, build_optimizer
 from feedfwd.train.precision import PAYS_FROM, PAYS_FROM_IF_COMPILED, Precision, choose, products
@@ -170,10 +170,9 @@ def parts(config: FitConfig, *, resolved: bool = False) -> Parts:
         table=isinstance(whole, TableData),
         regress=whole.task == "regress",
     )
-    beneath = preset(config.effort, facts)
-    usual = FitConfig(source=config.source, effort=config.effort).over(beneath)
+    usual = over_preset(FitConfig(source=config.source, effort=config.effort), facts)
     if not resolved:
-        config = config.over(beneath)
+        config = over_preset(config, facts)
     test_seed = config.seed if config.data.test_seed is None else config.data.test_seed
     if own_test is not None:
         rest, test = whole, own_test
