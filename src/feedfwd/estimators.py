@@ -8,6 +8,7 @@ reads a table's: scaled robustly, missing ones flagged, names embedded.
 
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,11 +31,11 @@ from feedfwd.data.tables import read_columns, read_inputs
 from feedfwd.errors import RunError
 from feedfwd.models.tabular import per_member
 from feedfwd.recipes.predictor import Predictor, build_model, read_preprocess
-from feedfwd.recipes.prepare import optimizer_for
+from feedfwd.recipes.prepare import loss_of, optimizer_for
 from feedfwd.recipes.presets import Facts, over_preset
+from feedfwd.train.averaging import EMA
 from feedfwd.train.early_stopping import EarlyStopping
 from feedfwd.train.loop import train
-from feedfwd.train.losses import build_loss
 from feedfwd.train.schedules import build_schedule
 
 How = tuple[dict[str, Any], dict[str, str]]  # kinds and forms of the columns
@@ -128,27 +129,32 @@ class _FeedForward(BaseEstimator):
             x, t = self.preprocess_.encode(frame), self._standardised(codes)
             w = torch.from_numpy(weights.astype(np.float32))
             batches = TensorBatches(x[rows], t[rows], config.train.batch_size, seed=config.seed, weights=w[rows])
-            steps = max(1, round(config.train.epochs * batches.batches_per_epoch))
+            per_epoch = batches.batches_per_epoch / config.train.accumulate
+            steps, per_look = max(1, round(config.train.epochs * per_epoch)), max(1, round(per_epoch))
             schedule = build_schedule(total=steps, **config.schedule.model_dump())
             stopping = EarlyStopping(self.patience)
             best: dict[str, Tensor] = {}
             losses: list[float] = []
+            averages = EMA(self.model_, config.train.ema) if config.train.ema else None
+            loss = self._loss(t)
             for step in train(
-                self.model_, batches, self._loss(), self._optimizer, steps=steps, schedule=schedule,
-                clip=config.train.clip,
+                self.model_, batches, loss, self._optimizer, steps=steps, schedule=schedule,
+                accumulate=config.train.accumulate, clip=config.train.clip, ema=averages,
             ):  # fmt: skip
                 losses.append(float(step.loss))
-                if step.n % batches.batches_per_epoch and step.n < steps:
+                if step.n % per_look and step.n < steps:
                     continue
                 if held is not None:
-                    if stopping.update(step.n, self._held_loss(x[held], t[held], w[held])):
-                        best = {name: value.clone() for name, value in self.model_.state_dict().items()}
+                    with nullcontext() if averages is None else averages.swapped():
+                        if stopping.update(step.n, self._held_loss(loss, x[held], t[held], w[held])):
+                            best = {name: value.clone() for name, value in self.model_.state_dict().items()}
                     if stopping.stop:
                         break
+            if averages is not None and not best:
+                best = {name: value for name, value in averages.state_dict().items() if name != "updates"}
             if best:
-                self.model_.load_state_dict(best)
-        per_epoch = batches.batches_per_epoch
-        self.loss_curve_ = [float(np.mean(losses[i : i + per_epoch])) for i in range(0, len(losses), per_epoch)]
+                self.model_.load_state_dict(best, strict=averages is None)
+        self.loss_curve_ = [float(np.mean(losses[i : i + per_look])) for i in range(0, len(losses), per_look)]
         self.n_iter_ = len(self.loss_curve_)
         self.model_.eval()
         return self
@@ -168,7 +174,7 @@ class _FeedForward(BaseEstimator):
                 seed = self.config_.seed + self.n_iter_
                 batches = TensorBatches(x, t, self.config_.train.batch_size, seed=seed, weights=w)
                 steps = batches.batches_per_epoch
-                passed = train(self.model_, batches, self._loss(), self._optimizer, steps=steps)
+                passed = train(self.model_, batches, self._loss(t), self._optimizer, steps=steps)
                 self.loss_curve_.append(float(np.mean([float(step.loss) for step in passed])))
         self.n_iter_ += 1
         self.model_.eval()
@@ -237,15 +243,14 @@ class _FeedForward(BaseEstimator):
         mean, std = self.preprocess_.target_mean, self.preprocess_.target_std
         return t if mean is None or std is None else ((t - mean) / std).float()
 
-    def _loss(self) -> Any:
-        c = self.config_.loss
-        loss = build_loss(c.name, **({"delta": c.delta} if c.name == "huber" else {}))
+    def _loss(self, targets: Tensor) -> Any:
+        loss = loss_of(self.config_.loss, targets, len(self.classes_) if self._classify else None)
         return per_member(loss) if self.config_.model.members > 1 else loss
 
-    def _held_loss(self, x: Tensor, t: Tensor, w: Tensor) -> float:
+    def _held_loss(self, loss: Any, x: Tensor, t: Tensor, w: Tensor) -> float:
         self.model_.eval()
         with torch.no_grad():
-            return float((self._loss()(self.model_(x), t) * w).sum() / w.sum())
+            return float((loss(self.model_(x), t) * w).sum() / w.sum())
 
     @property
     def _classify(self) -> bool:

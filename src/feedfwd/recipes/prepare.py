@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from feedfwd.config import FitConfig
+from feedfwd.config import FitConfig, LossConfig
 from feedfwd.config_finetune import LabelLossConfig
 from feedfwd.data.augment import Deform, Mixup, Noise, Shift, chain
 from feedfwd.data.batches import TensorBatches, Transform
@@ -303,6 +303,15 @@ def _loss(config: FitConfig, data: Dataset) -> Loss:
         goal = SeveralLabels(data.target_names or ())
         loss = goal.loss(LabelLossConfig(label_smoothing=c.label_smoothing), data.targets)
         return per_member(loss) if config.model.members > 1 else loss
+    loss = loss_of(c, data.targets, None if data.classes is None else len(data.classes))
+    return per_member(loss) if isinstance(data, TableData) and config.model.members > 1 else loss
+
+
+def loss_of(c: LossConfig, targets: Tensor, classes: int | None) -> Loss:
+    """The loss that the settings name, of one of so many classes or of numbers; ConfigError for what it can't have.
+
+    `targets` (N,) are those of training, which class weights are balanced by.
+    """
     options: dict[str, Any] = {}
     if c.name in ("cross_entropy", "binary_cross_entropy"):
         options["label_smoothing"] = c.label_smoothing
@@ -313,12 +322,11 @@ def _loss(config: FitConfig, data: Dataset) -> Loss:
     if c.name == "focal":
         options["gamma"] = c.gamma
     if c.class_weights == "balanced":
-        counts = torch.bincount(data.targets, minlength=len(data.classes or ()))
-        options["class_weights"] = (len(data) / (len(counts) * counts)).tolist()
+        counts = torch.bincount(targets, minlength=classes or 0)
+        options["class_weights"] = (len(targets) / (len(counts) * counts)).tolist()
     elif c.class_weights != "none":
         options["class_weights"] = list(c.class_weights)
-    loss = build_loss(c.name, **options)
-    return per_member(loss) if isinstance(data, TableData) and config.model.members > 1 else loss
+    return build_loss(c.name, **options)
 
 
 def optimizer_for(model: nn.Module, config: FitConfig, lr: float) -> Optimizer:
