@@ -127,7 +127,8 @@ def dry_run(plan: Plan, listener: Listener, *, workers: int | None = None) -> fl
             break
         name = plan.label(variant)
         found = known.get(name)
-        widths = f", hidden {plan.changes(variant)}" if plan.match in ("parameters", "flops") else ""
+        solved = plan.changes(variant) if plan.match in ("parameters", "flops") else {}
+        widths = "".join(f", {key}={solved[key]}" for key in ("model.hidden", "ffn.hidden") if key in solved)
         cost = f"  {found.parameters:,} parameters, {count(found.flops)} FLOPs forward" if found else ""
         listener.say(f"  {number}  {name}{cost}{widths}")
     each = plan.training.seconds(plan.trial_config(next(v for v in plan.queue if v is not None), plan.seeds[0]))

@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -348,6 +349,8 @@ class Finetune(Kept):
         training, scores = validated(config, folder, heard)
         heard.read()
         shutil.rmtree(folder)  # a training of a study needs no model
+        with suppress(OSError):  # others are at work there
+            folder.parent.rmdir()
         p = training.p
         parameters = p.model.parameter_count
         return Outcome(scores, heard.curve, training.seconds, parameters, p.flops, training.step, p.notes)
