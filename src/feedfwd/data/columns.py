@@ -41,11 +41,16 @@ DATES = (
     "%b %d, %Y",
     "%d %B %Y",
     "%B %d, %Y",
+    "%m/%d/%y",
+    "%d/%m/%y",
+    "%d.%m.%y",
 )
+YEARS = {"%Y": r"\d{4}", "%y": r"^\d{1,2}/\d{1,2}/\d\d(\D|$)|^\d\d\.\d\d\.\d\d(\D|$)"}  # 10.12.3 is a version
 CLOCKS = (" %H:%M:%S%.f", " %H:%M", "T%H:%M:%S%.f", "T%H:%M", " %I:%M %p", " %I:%M:%S %p")
-FORMS = (*DATES, *(date + clock for date in DATES[:8] for clock in CLOCKS))
-ZONED = "%Y-%m-%dT%H:%M:%S%.f%#z"
-TWINS = {"%m/%d/%Y": "%d/%m/%Y", "%m-%d-%Y": "%d-%m-%Y"}  # forms that a date may have both
+ZONE = "%#z"
+ZONED = ("%Y-%m-%dT%H:%M:%S%.f" + ZONE, "%Y-%m-%d %H:%M:%S%.f" + ZONE)
+FORMS = (*DATES, *(date + clock for date in DATES[:8] for clock in CLOCKS), *ZONED)
+OPEN = ("%m/%d/%Y", "%m-%d-%Y", "%m/%d/%y")  # the day may come first as well
 TRIED = 200  # cells by which the forms are found that a column may have
 DECIMAL_COMMA = r"^[+-]?\d{1,3}(\.\d{3})+(,\d+)?$|^[+-]?\d+,\d+$|^[+-]?\d+$"
 THOUSANDS = r"^[+-]?\d{1,3}(,\d{3})+(\.\d+)?$|^[+-]?\d+(\.\d+)?$"
@@ -207,7 +212,7 @@ def _dates(column: "polars.Series", given: "polars.Series", mostly: float = MOST
     head = given.head(TRIED)
     if 2 * int(head.str.contains(r"\d.*\D.*\d").sum()) < len(head):
         return None
-    likely = [form for form in (*FORMS, ZONED) if 2 * _in_form(head, "date", form).null_count() <= len(head)]
+    likely = [form for form in FORMS if 2 * _in_form(head, "date", form).null_count() <= len(head)]
     if not likely:
         return None
     found = {form: _in_form(column, "date", form) for form in likely}
@@ -217,7 +222,7 @@ def _dates(column: "polars.Series", given: "polars.Series", mostly: float = MOST
     if lost > (1 - mostly) * len(given):
         return None
     twin = found.get(form.replace("%m", "\0").replace("%d", "%m").replace("\0", "%d"))
-    if form.startswith(tuple(TWINS)) and twin is not None and twin.null_count() == values.null_count():
+    if form.startswith(OPEN) and twin is not None and twin.null_count() == values.null_count():
         notes.append(f"{name}: {_said(form)}, which its cells leave open")
     if lost:
         example = given.filter(values.filter(column.is_not_null()).is_null())[0]
@@ -230,8 +235,9 @@ def _in_form(column: "polars.Series", kind: Kind, form: str) -> "polars.Series":
     import polars
 
     if kind == "date":
-        found = column.str.to_datetime(form, strict=False)
-        return (found.dt.replace_time_zone(None) if form == ZONED else found).cast(polars.Datetime("us"))
+        year = next(pattern for part, pattern in YEARS.items() if part in form)
+        found = column.set(~column.str.contains(year), None).str.to_datetime(form, strict=False)
+        return (found.dt.replace_time_zone(None) if form.endswith(ZONE) else found).cast(polars.Datetime("us"))
     text = column.str.replace_all(rf"{UNITS}|\s", "") if form != "spaces" else column
     match form:
         case "thousands":
@@ -262,7 +268,14 @@ def _said(form: str) -> str:
     if form in numbers:
         return numbers[form]
     date = re.split(r"[ T]%[HI]", form)[0]
-    for part, word in (("%Y", "year"), ("%m", "month"), ("%d", "day"), ("%b", "month"), ("%B", "month")):
+    for part, word in (
+        ("%Y", "year"),
+        ("%y", "year"),
+        ("%m", "month"),
+        ("%d", "day"),
+        ("%b", "month"),
+        ("%B", "month"),
+    ):
         date = date.replace(part, word)
     return f"dates as {date}"
 
