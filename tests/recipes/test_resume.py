@@ -266,3 +266,17 @@ def test_stopped_while_it_was_planned_it_resumes_from_the_beginning(
     monkeypatch.chdir(tmp_path)
     resume(tmp_path / "run")
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+def test_the_module_is_the_command_and_is_stopped_as_it_is(tmp_path: Path) -> None:
+    """A process of its own, killed: one line on stderr, no traceback, 143."""
+    command = [sys.executable, "-u", "-m", "feedfwd", "fit", "digits", "--run", "r", "--set", "train.epochs=500"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    while "step " not in process.stdout.readline():
+        pass
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert errors.strip().startswith("stopped at step ") and errors.strip().endswith("feedfwd fit --resume r")
+    assert "Traceback" not in errors and (Run(tmp_path / "r").saved_step() or 0) > 0
