@@ -1,5 +1,6 @@
 """Tables that can't be used, and tables that look as if they couldn't: one line that says what, where and what next."""
 
+import datetime
 import json
 import warnings
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 
 import feedfwd as ff
 from feedfwd.config import FitConfig
-from feedfwd.data.tables import TableData, load_table
+from feedfwd.data.table_preprocess import TablePreprocessor
+from feedfwd.data.tables import TableData, fitted, load_table, read_inputs
 from feedfwd.errors import DataError, FeedfwdError
 from feedfwd.recipes.fit import fit_config
 from feedfwd.recipes.prepare import prepare
@@ -102,8 +104,8 @@ def test_infinite_numbers_count_as_missing(tmp_path: Path) -> None:
 
 
 def test_a_few_words_among_numbers(tmp_path: Path) -> None:
-    data = loaded(tmp_path, GOOD.replace("0.7,v", "unknown,v"))
-    assert data.kinds["a"] == "number" and any("such as 'unknown'" in note for note in data.notes)
+    data = loaded(tmp_path, GOOD.replace("0.7,v", "tall,v"))
+    assert data.kinds["a"] == "number" and any("such as 'tall'" in note for note in data.notes)
 
 
 def test_blank_rows_and_rows_without_target_are_counted(tmp_path: Path) -> None:
@@ -174,9 +176,139 @@ def test_broken_json_lines_name_the_line(tmp_path: Path) -> None:
         load_table(write(tmp_path, '{"a": 1, "y": 2}\n{"a": 1,\n', "t.jsonl"), ["y"])
     with pytest.raises(DataError, match="line 1 is no record"):
         load_table(write(tmp_path, "[1, 2]\n", "t.jsonl"), ["y"])
-    nested = "\n".join(json.dumps({"a": [i], "y": i % 2}) for i in range(9))
-    with pytest.raises(DataError, match="lists or records"):
-        load_table(write(tmp_path, nested, "t.jsonl"), ["y"])
+
+
+def json_lines(folder: Path, *rows: dict[str, object]) -> str:
+    return write(folder, "\n".join(json.dumps(row) for row in rows), "t.jsonl")
+
+
+def test_records_within_rows_are_spread_and_lists_are_named(tmp_path: Path) -> None:
+    rows = [{"a": {"u": i / 2, "v": {"w": "xyz"[i % 3]}}, "tags": [i], "y": i % 2} for i in range(9)]
+    data = load_table(json_lines(tmp_path, *rows), ["y"])
+    assert data.kinds == {"a.u": "number", "a.v.w": "category"}
+    assert any("lists, which no network takes: tags" in note for note in data.notes)
+    with pytest.raises(DataError, match=r"no column to predict from \(left out as lists"):
+        load_table(json_lines(tmp_path, *({"a": [i], "y": i % 2} for i in range(9))), ["y"])
+    with pytest.raises(DataError, match="target 'y' holds lists"):
+        load_table(json_lines(tmp_path, *({"a": i, "y": [i % 2]} for i in range(9))), ["y"])
+    assert list(load_table(polars.DataFrame(rows), ["y"]).kinds) == ["a.u", "a.v.w"]
+
+
+def dated(form: str, n: int = 90) -> str:
+    days = (datetime.date(2023, 1, 1) + datetime.timedelta(days=i * 3 % 700) for i in range(n))
+    return "d,x,y\n" + "".join(f"{day:{form}},{i * 0.7},{i % 2}\n" for i, day in enumerate(days))
+
+
+def days_of(data: TableData, text: str, folder: Path) -> list[str]:
+    frame, _ = read_inputs(write(folder, text, "new.csv"), {"d": "date"}, "new", data.forms)
+    return [str(day)[:10] for day in frame["d"].to_list()]
+
+
+def test_dates_keep_the_form_of_training(tmp_path: Path) -> None:
+    day_first = loaded(tmp_path, dated("%d/%m/%Y"))
+    assert day_first.forms == {"d": "%d/%m/%Y"} and not any("leave open" in note for note in day_first.notes)
+    assert days_of(day_first, "d\n02/01/2024\n03/01/2024\n", tmp_path) == ["2024-01-02", "2024-01-03"]
+    month_first = loaded(tmp_path, dated("%m/%d/%Y"))
+    assert days_of(month_first, "d\n02/01/2024\n03/01/2024\n", tmp_path) == ["2024-02-01", "2024-03-01"]
+    with_chinese = loaded(tmp_path, dated("%Y年%m月%d日"))
+    assert days_of(with_chinese, "d\n2024年1月5日\n", tmp_path) == ["2024-01-05"]
+
+
+def test_dates_in_another_form_than_in_training_are_read_and_said(tmp_path: Path) -> None:
+    data, notes = loaded(tmp_path, dated("%Y-%m-%d")), list[str]()
+    new = polars.DataFrame({"d": ["31.01.2024", "01.02.2024"]})
+    frame = fitted(new, {"d": "date"}, "new", notes, forms=data.forms)
+    assert [day.day for day in frame["d"].to_list()] == [31, 1]
+    assert notes == ["d: dates as day.month.year, in training dates as year-month-day"]
+
+
+def test_dates_that_leave_their_form_open_are_pointed_out(tmp_path: Path) -> None:
+    data = loaded(tmp_path, "d,x,y\n" + "".join(f"{1 + i % 12}/{1 + i % 7}/2024,{i},{i % 2}\n" for i in range(60)))
+    assert any("month/day/year, which its cells leave open" in note for note in data.notes)
+
+
+def test_odd_cells_among_dates_are_missing_and_counted(tmp_path: Path) -> None:
+    data = loaded(tmp_path, dated("%Y-%m-%d").replace("2023-01-04", "soon").replace("2023-01-07", "0000-00-00"))
+    assert data.kinds["d"] == "date" and data.frame["d"].null_count() == 2
+    assert any("2 cells of d are no dates and count as missing, such as 'soon'" in note for note in data.notes)
+
+
+def test_decimal_commas_are_those_of_training(tmp_path: Path) -> None:
+    data = loaded(tmp_path, "a;y\n" + "".join(f"{i}.{i:03},5;{i % 2}\n" for i in range(1, 40)) + "7,25;1\n")
+    assert data.forms == {"a": "comma"}
+
+    def read(cell: str) -> float | None:
+        found: float | None = fitted(polars.DataFrame({"a": [cell]}), {"a": "number"}, "x", forms=data.forms)["a"][0]
+        return found
+
+    assert [read(cell) for cell in ("1,234", "1.234", "12", "2,5 €", "1.5")] == [1.234, 1234.0, 12.0, 2.5, 1.5]
+    mixed = fitted(polars.DataFrame({"a": ["1,5", "k.A."]}), {"a": "number"}, "x", forms=data.forms)
+    assert mixed["a"].to_list() == [1.5, None]
+
+
+def test_odd_cells_among_decimal_commas_and_units(tmp_path: Path) -> None:
+    rows = "".join(f"{i},5;{i},25 €;1 {i + 100} 000,5;{i % 2}\n" for i in range(1, 60)) + "viel;3,5 €;1 100 000;1\n"
+    data = loaded(tmp_path, "a;b;c;y\n" + rows)
+    assert data.kinds == {"a": "number", "b": "number", "c": "number"}
+    assert data.frame["a"].null_count() == 1 and data.frame["b"][0] == 1.25 and data.frame["c"][0] == 1_101_000.5
+
+
+WORDS_FOR_NOTHING = ["NA", "n/a", "?", "-", "none", "Null", "缺失", "None", "N.A.", "#DIV/0!", "missing", "unknown"]
+
+
+def test_words_for_nothing_are_missing_but_may_be_classes(tmp_path: Path) -> None:
+    rows = "".join(
+        f"{WORDS_FOR_NOTHING[i // 2 % 12] if i % 2 else i},{i * i},{'none' if i % 3 else 'some'}\n" for i in range(72)
+    )
+    data = loaded(tmp_path, "a,b,y\n" + rows)
+    assert data.kinds["a"] == "number" and data.frame["a"].null_count() == 36
+    assert data.classes == ("none", "some") and len(data) == 72
+
+
+def test_texts_without_spaces_are_texts(tmp_path: Path) -> None:
+    said = ["这家酒店的房间很干净服务也非常好", "早餐不好吃而且前台态度很差", "位置方便离地铁站很近下次还会来"]
+    rows = "".join(f"{said[i % 3]}{i},{['北京', '上海', '広州'][i % 3]},{i},{i % 2}\n" for i in range(60))
+    data = loaded(tmp_path, "t,c,x,y\n" + rows.replace("60,", "61,"))
+    assert data.kinds["t"] == "text" and data.kinds["c"] == "category"
+    words = next(c.names for c in TablePreprocessor.fit(data).columns if c.name == "t")
+    assert "店" in words and all(len(word) == 1 or word.isdigit() for word in words)
+
+
+def test_lines_that_end_in_cr_and_separators_within_cells(tmp_path: Path) -> None:
+    assert len(loaded(tmp_path, GOOD.replace("\n", "\r"))) == 60
+    odd = loaded(tmp_path, GOOD.replace(",u,", ',"u\u2028x",').replace(",v,", ',"v\ny",'))
+    assert len(odd) == 60 and "u\u2028x" in odd.frame["b"].to_list()
+    assert len(loaded(tmp_path, GOOD.encode("utf-16-le"))) == 60
+
+
+def test_types_of_parquet_are_read_again_as_they_were(tmp_path: Path) -> None:
+    hours = [datetime.datetime(2024, 1, 1) + datetime.timedelta(hours=7 * i) for i in range(60)]
+    zoned = polars.Series(hours).dt.replace_time_zone("Asia/Shanghai")
+    columns = {
+        "price": polars.Series([str(i / 4) for i in range(60)]).cast(polars.Decimal(10, 2)),
+        "at": zoned,
+        "took": [datetime.timedelta(minutes=i * i) for i in range(60)],
+        "time": [datetime.time(i % 24) for i in range(60)],
+        "list": [[i] for i in range(60)],
+        "y": [i % 2 for i in range(60)],
+    }
+    polars.DataFrame(columns).write_parquet(tmp_path / "t.parquet")
+    data = load_table(tmp_path / "t.parquet", ["y"])
+    assert data.kinds == {"price": "number", "at": "date", "took": "number", "time": "category"}
+    again, notes = read_inputs(tmp_path / "t.parquet", data.kinds, "t", data.forms)
+    assert again.equals(data.frame) and notes == []
+
+
+def test_a_column_by_its_number_and_a_table_without_names(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="did you mean 'b', column 2"):
+        loaded(tmp_path, GOOD, "2")
+    with pytest.raises(DataError, match="the first line has to name the columns"):
+        loaded(tmp_path, GOOD.partition("\n")[2])
+    with pytest.raises(DataError, match="no column to predict from beside the target"):
+        loaded(tmp_path, "y\n1\n0\n1\n0\n")
+    with pytest.raises(DataError, match="holds dates"):
+        loaded(tmp_path, dated("%Y-%m-%d"), "d")
+    assert loaded(tmp_path, GOOD, " y ").target_names == ("y",)
 
 
 def test_files_that_are_not_what_their_name_says(tmp_path: Path) -> None:

@@ -137,3 +137,35 @@ def test_wrong_parameters_are_named_when_fitting() -> None:
         small(settings={"model.hiden": [3]}).fit(*IRIS)
     with pytest.raises(ValueError, match="one class"):
         small().fit(IRIS[0][:50], IRIS[1][:50])
+
+
+@pytest.mark.parametrize(
+    "setting", [{"loss.label_smoothing": 0.3}, {"loss.class_weights": "balanced"}, {"train.ema": 0.9}]
+)
+def test_settings_of_loss_and_updates_are_those_of_fit(setting: dict[str, Any]) -> None:
+    """What `feedfwd fit` heeds changes the answers here too, also with early stopping."""
+    x, y = IRIS
+    few = np.r_[0:50, 50:80, 100:110]
+    for more in ({}, {"early_stopping": True}):
+        plain, other = (
+            ff.FeedForwardClassifier("quick", hidden=[8], epochs=3, random_state=0, settings=s, **more).fit(
+                x[few], y[few]
+            )
+            for s in (None, setting)
+        )
+        assert np.abs(plain.predict_proba(x) - other.predict_proba(x)).max() > 1e-3
+    with pytest.raises(ConfigError, match=r"label_smoothing can't be used"):
+        ff.FeedForwardRegressor(epochs=1, settings={"loss.label_smoothing": 0.3}).fit(x, y)
+
+
+def test_accumulated_batches_are_an_update() -> None:
+    x, y = IRIS
+    settings = {"train.accumulate": 4}
+    whole = ff.FeedForwardClassifier(hidden=[8], epochs=2, batch_size=64, dropout=0.0, random_state=0).fit(
+        x[:128], y[:128]
+    )
+    parts = ff.FeedForwardClassifier(
+        hidden=[8], epochs=2, batch_size=16, dropout=0.0, random_state=0, settings=settings
+    ).fit(x[:128], y[:128])
+    assert len(whole.loss_curve_) == len(parts.loss_curve_) == 2
+    assert np.abs(whole.predict_proba(x) - parts.predict_proba(x)).max() < 1e-4

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from feedfwd import cli_study
 from feedfwd._version import __version__
@@ -13,8 +14,21 @@ from feedfwd.errors import FeedfwdError
 
 STARTED = time.perf_counter()
 
+
+class Verbs(typer.core.TyperGroup):
+    """All verbs; one that is stopped says so on stderr and exits as a shell expects: 130 by Ctrl-C, 143 by SIGTERM."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:  # typer itself would exit without a word
+            print(f"\n{str(stop) or 'stopped'}", file=sys.stderr)
+            sys.exit(getattr(stop, "code", 130))
+
+
 app = typer.Typer(
     name="feedfwd",
+    cls=Verbs,
     help="From raw data to a working model on the machine you have.",
     no_args_is_help=True,
     add_completion=False,
@@ -616,8 +630,7 @@ def main() -> None:
     except FeedfwdError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt as stop:
-        print(f"\n{stop}" if str(stop) else "\nstopped", file=sys.stderr)
+    except KeyboardInterrupt:  # before there was a verb
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(141)

@@ -102,7 +102,9 @@ class ModelConfig(Settings):
 
     hidden: list[Count] = Field([128, 128], description="width of each hidden layer")
     residual: bool = Field(False, description="x + FFN(norm(x)) blocks instead of plain layers")
-    norm: Literal["none", "layer", "rms", "batch"] = "none"
+    norm: Literal["none", "layer", "rms", "batch"] = Field(
+        "none", description="of each layer; gated layers that follow one another take layer"
+    )
     input_dropout: Share = 0.0
     noise: NonNegative = Field(0.0, description="Gaussian noise on every layer's input while training")
     base_width: Count = Field(128, description="ffn.init=mup: width whose best learning rate serves every width")

@@ -8,6 +8,7 @@ reads a table's: scaled robustly, missing ones flagged, names embedded.
 
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,13 +31,14 @@ from feedfwd.data.tables import read_columns, read_inputs
 from feedfwd.errors import RunError
 from feedfwd.models.tabular import per_member
 from feedfwd.recipes.predictor import Predictor, build_model, read_preprocess
-from feedfwd.recipes.prepare import optimizer_for
-from feedfwd.recipes.presets import Facts, preset
+from feedfwd.recipes.prepare import loss_of, optimizer_for
+from feedfwd.recipes.presets import Facts, over_preset
+from feedfwd.train.averaging import EMA
 from feedfwd.train.early_stopping import EarlyStopping
 from feedfwd.train.loop import train
-from feedfwd.train.losses import build_loss
 from feedfwd.train.schedules import build_schedule
 
+How = tuple[dict[str, Any], dict[str, str]]  # kinds and forms of the columns
 FILE = "estimator.json"  # beside a run's files: what makes a saved run an estimator again
 SETTINGS = {  # parameter: setting
     "hidden": "model.hidden",
@@ -115,9 +117,9 @@ class _FeedForward(BaseEstimator):
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train anew on rows X (N, D), an array or a frame of polars or pandas, NaN for what is missing."""
-        frame, kinds, codes, weights = self._read(X, y, sample_weight, reset=True)
+        frame, how, codes, weights = self._read(X, y, sample_weight, reset=True)
         with torch.random.fork_rng(devices=[]):
-            config = self._begin(frame, kinds, codes)
+            config = self._begin(frame, how, codes)
             rows, held = np.flatnonzero(weights), None
             if self.early_stopping:
                 stratify = codes[rows] if self._classify else None
@@ -127,37 +129,42 @@ class _FeedForward(BaseEstimator):
             x, t = self.preprocess_.encode(frame), self._standardised(codes)
             w = torch.from_numpy(weights.astype(np.float32))
             batches = TensorBatches(x[rows], t[rows], config.train.batch_size, seed=config.seed, weights=w[rows])
-            steps = max(1, round(config.train.epochs * batches.batches_per_epoch))
+            per_epoch = batches.batches_per_epoch / config.train.accumulate
+            steps, per_look = max(1, round(config.train.epochs * per_epoch)), max(1, round(per_epoch))
             schedule = build_schedule(total=steps, **config.schedule.model_dump())
             stopping = EarlyStopping(self.patience)
             best: dict[str, Tensor] = {}
             losses: list[float] = []
+            averages = EMA(self.model_, config.train.ema) if config.train.ema else None
+            loss = self._loss(t)
             for step in train(
-                self.model_, batches, self._loss(), self._optimizer, steps=steps, schedule=schedule,
-                clip=config.train.clip,
+                self.model_, batches, loss, self._optimizer, steps=steps, schedule=schedule,
+                accumulate=config.train.accumulate, clip=config.train.clip, ema=averages,
             ):  # fmt: skip
                 losses.append(float(step.loss))
-                if step.n % batches.batches_per_epoch and step.n < steps:
+                if step.n % per_look and step.n < steps:
                     continue
                 if held is not None:
-                    if stopping.update(step.n, self._held_loss(x[held], t[held], w[held])):
-                        best = {name: value.clone() for name, value in self.model_.state_dict().items()}
+                    with nullcontext() if averages is None else averages.swapped():
+                        if stopping.update(step.n, self._held_loss(loss, x[held], t[held], w[held])):
+                            best = {name: value.clone() for name, value in self.model_.state_dict().items()}
                     if stopping.stop:
                         break
+            if averages is not None and not best:
+                best = {name: value for name, value in averages.state_dict().items() if name != "updates"}
             if best:
-                self.model_.load_state_dict(best)
-        per_epoch = batches.batches_per_epoch
-        self.loss_curve_ = [float(np.mean(losses[i : i + per_epoch])) for i in range(0, len(losses), per_epoch)]
+                self.model_.load_state_dict(best, strict=averages is None)
+        self.loss_curve_ = [float(np.mean(losses[i : i + per_look])) for i in range(0, len(losses), per_look)]
         self.n_iter_ = len(self.loss_curve_)
         self.model_.eval()
         return self
 
     def _partial_fit(self, X: Any, y: Any, sample_weight: Any, reset: bool) -> Self:
         """One pass over the rows at a constant rate; the first call's rows say how columns and targets are scaled."""
-        frame, kinds, codes, weights = self._read(X, y, sample_weight, reset=reset)
+        frame, how, codes, weights = self._read(X, y, sample_weight, reset=reset)
         with torch.random.fork_rng(devices=[]):
             if reset:
-                self._begin(frame, kinds, codes)
+                self._begin(frame, how, codes)
                 self.n_iter_, self.loss_curve_ = 0, []
             torch.manual_seed(self.config_.seed + self.n_iter_)
             rows = np.flatnonzero(weights)
@@ -167,7 +174,7 @@ class _FeedForward(BaseEstimator):
                 seed = self.config_.seed + self.n_iter_
                 batches = TensorBatches(x, t, self.config_.train.batch_size, seed=seed, weights=w)
                 steps = batches.batches_per_epoch
-                passed = train(self.model_, batches, self._loss(), self._optimizer, steps=steps)
+                passed = train(self.model_, batches, self._loss(t), self._optimizer, steps=steps)
                 self.loss_curve_.append(float(np.mean([float(step.loss) for step in passed])))
         self.n_iter_ += 1
         self.model_.eval()
@@ -175,11 +182,11 @@ class _FeedForward(BaseEstimator):
 
     def _read(
         self, X: Any, y: Any, sample_weight: Any, reset: bool
-    ) -> tuple[polars.DataFrame, dict[str, Any], np.ndarray, np.ndarray]:
-        """Rows as typed columns, their kinds, targets, and weights (N,)."""
+    ) -> tuple[polars.DataFrame, How, np.ndarray, np.ndarray]:
+        """Rows as typed columns, how they are read, targets, and weights (N,)."""
         if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None")
-        frame, kinds = self._read_rows(X, reset)
+        frame, how = self._read_rows(X, reset)
         codes = self._read_targets(y, reset)
         if len(codes) != len(frame):
             raise ValueError(f"Found input variables with inconsistent numbers of samples: {[len(frame), len(codes)]}")
@@ -189,15 +196,16 @@ class _FeedForward(BaseEstimator):
         weights = _check_sample_weight(sample_weight, rows, dtype=np.float64, ensure_non_negative=True)
         if not weights.any():
             raise ValueError("sample_weight is zero for every row")
-        return frame, kinds, codes, self._row_weights(codes, weights, reset)
+        return frame, how, codes, self._row_weights(codes, weights, reset)
 
-    def _read_rows(self, X: Any, reset: bool) -> tuple[polars.DataFrame, dict[str, Any]]:
+    def _read_rows(self, X: Any, reset: bool) -> tuple[polars.DataFrame, How]:
         if hasattr(X, "columns") and hasattr(X, "dtypes"):
             validate_data(self, X, reset=reset, skip_check_array=True)
             if not reset:
-                kinds = self.preprocess_.kinds
-                return read_inputs(X, kinds, "X")[0], kinds
-            return read_columns(as_rows(X, "X").frame, [])
+                kinds, forms = self.preprocess_.kinds, self.preprocess_.forms
+                return read_inputs(X, kinds, "X", forms)[0], (kinds, forms)
+            frame, kinds, forms = read_columns(as_rows(X, "X").frame, [])
+            return frame, (kinds, forms)
         array = validate_data(self, X, reset=reset, dtype=np.float64, ensure_all_finite="allow-nan")
         names = list(getattr(self, "feature_names_in_", [f"x{i}" for i in range(array.shape[1])]))
         frame = polars.DataFrame({name: array[:, i] for i, name in enumerate(names)}).fill_nan(None)
@@ -205,10 +213,10 @@ class _FeedForward(BaseEstimator):
             kinds = self.preprocess_.kinds
             if any(kind != "number" for kind in kinds.values()):
                 raise ValueError("this model was fitted to a frame with columns that are no numbers: give a frame")
-            return frame.select(list(kinds)), kinds
-        return frame, dict.fromkeys(names, "number")
+            return frame.select(list(kinds)), (kinds, {})
+        return frame, (dict.fromkeys(names, "number"), {})
 
-    def _begin(self, frame: polars.DataFrame, kinds: dict[str, Any], codes: np.ndarray) -> FitConfig:
+    def _begin(self, frame: polars.DataFrame, how: How, codes: np.ndarray) -> FitConfig:
         """Settings, preprocessor, network and optimizer for these rows."""
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         config = FitConfig(source="memory", effort=parse(FitConfig, {"source": "", "effort": self.effort}).effort)
@@ -219,10 +227,10 @@ class _FeedForward(BaseEstimator):
                 config = config.with_(key, list(value) if name == "hidden" else value)
         for key, value in (self.settings or {}).items():
             config = config.with_(key, value)
-        self.config_ = config.over(preset(self.effort, Facts(len(frame), None, table=True, regress=not self._classify)))
+        self.config_ = over_preset(config, Facts(len(frame), None, table=True, regress=not self._classify))
         if self.config_.loss.name == "auto":
             self.config_ = self.config_.with_("loss.name", "cross_entropy" if self._classify else "mse")
-        self.preprocess_ = TablePreprocessor.learn(frame, kinds, **self._goal(codes))
+        self.preprocess_ = TablePreprocessor.learn(frame, *how, **self._goal(codes))
         torch.manual_seed(seed)
         self.model_ = build_model(self.config_, self.preprocess_)
         rate = self.config_.optimizer.lr
@@ -235,15 +243,14 @@ class _FeedForward(BaseEstimator):
         mean, std = self.preprocess_.target_mean, self.preprocess_.target_std
         return t if mean is None or std is None else ((t - mean) / std).float()
 
-    def _loss(self) -> Any:
-        c = self.config_.loss
-        loss = build_loss(c.name, **({"delta": c.delta} if c.name == "huber" else {}))
+    def _loss(self, targets: Tensor) -> Any:
+        loss = loss_of(self.config_.loss, targets, len(self.classes_) if self._classify else None)
         return per_member(loss) if self.config_.model.members > 1 else loss
 
-    def _held_loss(self, x: Tensor, t: Tensor, w: Tensor) -> float:
+    def _held_loss(self, loss: Any, x: Tensor, t: Tensor, w: Tensor) -> float:
         self.model_.eval()
         with torch.no_grad():
-            return float((self._loss()(self.model_(x), t) * w).sum() / w.sum())
+            return float((loss(self.model_(x), t) * w).sum() / w.sum())
 
     @property
     def _classify(self) -> bool:

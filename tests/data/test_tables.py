@@ -8,6 +8,7 @@ import polars
 import pytest
 import torch
 
+from feedfwd.data.columns import typed
 from feedfwd.data.split import split, split_by
 from feedfwd.data.table_checks import leaks, shared_rows
 from feedfwd.data.table_preprocess import ABSENT, UNKNOWN, TablePreprocessor, drift, from_json
@@ -190,3 +191,27 @@ def test_no_drift_is_seen_where_there_is_none(frame: polars.DataFrame) -> None:
     assert drift(TablePreprocessor.fit(rest).columns, test.frame) == []
     moved = test.frame.with_columns(polars.col("n") + 2)
     assert ["n has drifted" in note for note in drift(TablePreprocessor.fit(rest).columns, moved)] == [True]
+
+
+KINDS = {
+    "a version": (["10.12.3", "11.10.4"], "category", None),
+    "an address": (["10.12.30.1", "11.10.40.2"], "category", None),
+    "a year of two digits": (["5/16/24", "6/7/24"], "date", "2024-05-16"),
+    "a year of two digits, the day first": (["16.05.24", "07.06.24"], "date", "2024-05-16"),
+    "a month by name": (["16 May 2024", "7 Jun 2024"], "date", "2024-05-16"),
+    "a zone": (["2024-05-16T23:00:00+08:00", "2024-06-07T01:00:00Z"], "date", "2024-05-16"),
+    "a zone after a space": (["2024-05-16 23:00:00+08:00", "2024-06-07 01:00:00+00:00"], "date", "2024-05-16"),
+    "half a day": (["05/16/2024 11:30 PM", "06/07/2024 01:00 AM"], "date", "2024-05-16"),
+    "a telephone": (["123-456-7890", "987-654-3210"], "category", None),
+    "spaces in thousands": (["5 000", "6 000,5"], "number", "5000.0"),
+    "apostrophes in thousands": (["5'000", "6'000.5"], "number", "5000.0"),
+    "units": (["-5%", "+3%"], "number", "-5.0"),
+}
+
+
+@pytest.mark.parametrize("case", KINDS)
+def test_what_a_column_holds(case: str) -> None:
+    cells, kind, first = KINDS[case]
+    found = typed(polars.Series("x", cells))
+    assert found.kind == kind
+    assert first is None or str(found.values[0]).startswith(first)

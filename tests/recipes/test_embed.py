@@ -1,6 +1,8 @@
 """`feedfwd finetune --task embed`: vectors that find answers which words alone don't."""
 
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +131,22 @@ def test_resuming_gives_the_same_bits(place: Path, tmp_path: Path, tiny_bert: Pa
     assert whole.result["compared"] == cut.result["compared"] and whole.result["test"] == cut.result["test"]
     with pytest.raises(ff.errors.RunError, match="finished"):
         resume(tmp_path / "cut")
+
+
+@pytest.mark.parametrize("at", ["planning", "the last update"])
+def test_a_stop_before_or_after_the_updates_goes_on(place: Path, tmp_path: Path, monkeypatch, at: str):
+    from feedfwd.recipes import retrieval as module
+
+    if at == "planning":
+        made = config(place / "pairs.jsonl", train__batch_size=8).with_("minutes", 0.01)
+        monkeypatch.setattr(module, "tried", lambda p: os.kill(os.getpid(), signal.SIGINT))
+    else:
+        made = config(place / "pairs.jsonl", train__batch_size=8, train__steps=6)
+        monkeypatch.setattr(module.Retrieving, "between", lambda self: self.step == 6 and signal.raise_signal(2))
+    with pytest.raises(Interrupted, match=r"go on with: feedfwd finetune --resume .*run"):
+        embed_config(made, tmp_path / "run")
+    monkeypatch.undo()
+    assert resume(tmp_path / "run").result["steps"] >= 1
 
 
 def test_no_query_of_the_test_is_trained_on(place: Path, tmp_path: Path):

@@ -237,3 +237,15 @@ def test_adversarial_training_moves_the_inputs_uphill(tmp_path: Path) -> None:
         return torch.nn.functional.cross_entropy(predictor.model(inputs + 0.2 * slope.sign()), targets).item()
 
     assert loss_after_the_step(0.2) < 0.85 * loss_after_the_step(0.0)
+
+
+def test_gated_layers_that_follow_one_another_are_normalised_unless_said() -> None:
+    def norm(source: str, *sets: str) -> str:
+        return prepare(parse(FitConfig, {"source": source, "target": [], **overrides(list(sets))})).config.model.norm
+
+    assert norm("iris", "ffn.activation=swiglu", "model.hidden=[8,8]") == "layer"
+    assert norm("iris", "ffn.kind=gated", "model.hidden=[8,8,8]") == "layer"
+    assert norm("iris", "ffn.activation=swiglu", "model.hidden=[8,8]", "model.norm=none") == "none"
+    assert norm("iris", "ffn.activation=swiglu", "model.hidden=[8]") == "none"
+    assert norm("iris", "ffn.activation=swiglu", "model.hidden=[8,8]", "model.residual=true") == "none"
+    assert norm("iris", "ffn.activation=relu", "model.hidden=[8,8,8]") == "none"

@@ -51,6 +51,8 @@ def test_a_regression_learns_and_reports(source: Path, tmp_path: Path) -> None:
     assert means["low"] < means["middle"] < means["high"]
     page = (tmp_path / "run/report.html").read_text()
     assert "Neighbours" in page and "histogram gradient boosting" in page and "Dependence" in page
+    drawn = page[page.index("<h2>Dependence") :]
+    assert drawn.count('aria-label="') >= 1 and "kind" in drawn, "numbers as curves, names as a table"
     assert "--target y" in result["command"]
 
 

@@ -1,5 +1,6 @@
 import json
 import math
+import signal
 import sys
 from pathlib import Path
 
@@ -226,6 +227,17 @@ def test_resuming_gives_the_same_bits(place, tmp_path, monkeypatch):
         assert torch.equal(a, b)
     with pytest.raises(RunError, match="finished"):
         resume(tmp_path / "cut")
+
+
+def test_a_stop_while_it_is_planned_goes_on(place, tmp_path, monkeypatch):
+    from feedfwd.recipes import instruct as module
+
+    monkeypatch.setattr(module, "tried", lambda p: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Interrupted, match=r"go on with: feedfwd finetune --resume .*run") as stop:
+        instruct_config(config(place).with_("minutes", 0.01), tmp_path / "run")
+    assert stop.value.code == 143
+    monkeypatch.undo()
+    assert resume(tmp_path / "run").result["steps"] >= 1
 
 
 def test_packing_changes_no_update(place, tmp_path):

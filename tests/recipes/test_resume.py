@@ -7,19 +7,24 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from feedfwd.checkpoint import Run
+from feedfwd.cli import app
 from feedfwd.config import FitConfig, overrides, parse
 from feedfwd.errors import RunError
 from feedfwd.models import mlp_native
 from feedfwd.models.mlp import MLP
 from feedfwd.models.mlp_native import lacks
 from feedfwd.recipes import fit as recipe
+from feedfwd.recipes import training
 from feedfwd.recipes.fit import fit_config, resume
 from feedfwd.recipes.interrupt import Interrupted
+from feedfwd.recipes.training import Training
 
 # everything that has a state: dropout, noise and mixup draw random numbers, the optimizer has moments, and so on
 SETTINGS = [
@@ -76,6 +81,63 @@ def test_a_signal_saves_and_resuming_gives_the_same_bits(tmp_path: Path, number:
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
     kept = [(tmp_path / run / "log.jsonl").read_text().count('"step": 300,') for run in ("parts", "whole")]
     assert kept[0] == kept[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("at", ["the last update", "scoring"])
+def test_a_stop_when_training_is_done_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str, number: int
+) -> None:
+    fit_config(config(), tmp_path / "whole")
+    listener = StopAt(492 if at == "the last update" else 10**9, number)
+    if at == "scoring":
+        monkeypatch.setattr(Run, "save_model", lambda self, tensors: os.kill(os.getpid(), number))
+    with pytest.raises(Interrupted, match=r"go on with: feedfwd fit --resume .*parts") as stopped:
+        fit_config(config(), tmp_path / "parts", listener)
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert stopped.value.code == 128 + number
+    resume(tmp_path / "parts")
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+
+
+def test_a_stop_before_the_first_update_tells_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*args: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(recipe, "plan", stopped)
+    with pytest.raises(Interrupted, match="stopped; go on with: feedfwd fit --resume"):
+        fit_config(config(), tmp_path / "parts")
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    resume(tmp_path / "parts")
+    assert Run(tmp_path / "parts").finished
+
+
+def test_the_updates_of_a_long_training_are_saved_before_they_are_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "LONG", 0.0)
+    monkeypatch.setattr(Run, "save_model", lambda self, tensors: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(Interrupted):
+        fit_config(config(), tmp_path / "run")
+    assert Run(tmp_path / "run").saved_step() == 492
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_says_in_one_line_how_to_go_on(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    log = Training._log_step
+
+    def killed(self: Training, step: Any, meter: Any) -> None:
+        log(self, step, meter)
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Training, "_log_step", killed)
+    done = CliRunner().invoke(app, ["fit", "iris", "--effort", "quick", "--run", "my run"])
+    assert done.exit_code == 128 + number
+    *_, line = done.stderr.splitlines()
+    assert line.startswith("stopped at step ") and line.endswith("; go on with: feedfwd fit --resume 'my run'")
 
 
 def simple() -> FitConfig:
@@ -204,3 +266,17 @@ def test_stopped_while_it_was_planned_it_resumes_from_the_beginning(
     monkeypatch.chdir(tmp_path)
     resume(tmp_path / "run")
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+def test_the_module_is_the_command_and_is_stopped_as_it_is(tmp_path: Path) -> None:
+    """A process of its own, killed: one line on stderr, no traceback, 143."""
+    command = [sys.executable, "-u", "-m", "feedfwd", "fit", "digits", "--run", "r", "--set", "train.epochs=500"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    while "step " not in process.stdout.readline():
+        pass
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert errors.strip().startswith("stopped at step ") and errors.strip().endswith("feedfwd fit --resume r")
+    assert "Traceback" not in errors and (Run(tmp_path / "r").saved_step() or 0) > 0

@@ -1,6 +1,8 @@
 """Studies from end to end, on scikit-learn's small data sets."""
 
 import json
+import os
+import signal
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from feedfwd.cli import app
 from feedfwd.config import FitConfig, parse
 from feedfwd.errors import ConfigError, FeedfwdError, TrainingError
 from feedfwd.recipes.console import Silent
+from feedfwd.recipes.fit import Fitting
 from feedfwd.recipes.interrupt import Interrupted
 from feedfwd.recipes.prepare import prepare
 from feedfwd.study import compare as study
@@ -90,6 +93,62 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.Monk
     stop_at = 99
     resume(tmp_path / "s")
     assert sorted(trained) == [("relu", 0), ("relu", 1), ("tanh", 0), ("tanh", 1)]
+
+
+def test_the_test_part_is_opened_once_whoever_asks_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tested: list[Path] = []
+    finish = Fitting._finish
+
+    def counted(self: Fitting) -> Any:
+        tested.append(self.run.path)
+        return finish(self)
+
+    monkeypatch.setattr(Fitting, "_finish", counted)
+    url = f"sqlite:///{tmp_path / 'both.db'}"
+    plan = iris(["ffn.activation=relu,tanh"])
+    first = compare(plan, None, tmp_path / "a", storage=url, workers=1)
+    for again in (resume(tmp_path / "a"), compare(plan, None, tmp_path / "b", storage=url, workers=1)):
+        assert again.test == first.test and again.test_n == first.test_n and again.details == first.details
+    assert tested == [tmp_path / "a/winner"] and not (tmp_path / "b/winner").exists()
+
+
+@pytest.mark.parametrize("at", ["training", "scoring"])
+def test_a_stop_at_the_winner_tells_of_the_study_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    log = Fitting._log_step
+
+    def stopped(self: Fitting, step: Any, meter: Any) -> None:
+        log(self, step, meter)
+        if self.run.path.name == "winner" and step.n == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    if at == "training":
+        monkeypatch.setattr(Fitting, "_log_step", stopped)
+    else:
+        monkeypatch.setattr(Fitting, "_finish", lambda self: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted, match="stopped; go on with: feedfwd compare --resume ") as stop:
+        compare(iris(["ffn.activation=relu,tanh"]), None, tmp_path / "s", workers=1)
+    assert stop.value.code == 143
+    monkeypatch.undo()
+    heard = Heard()
+    assert resume(tmp_path / "s", heard).test_n == 30
+    assert sorted(p.name for p in (tmp_path / "s").glob("winner*")) == ["winner", "winner.toml"]
+
+
+def test_a_stop_before_the_first_training_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Plan, "checked", lambda self: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted, match="give the command again"):
+        compare(iris(["ffn.activation=relu,tanh"]), None, tmp_path / "s", workers=1)
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_study_stopped_while_it_was_queued_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study.Shared, "begin", lambda *a, **k: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(Interrupted, match="feedfwd compare --resume"):
+        compare(iris(["ffn.activation=relu,tanh"]), None, tmp_path / "s", workers=1)
+    monkeypatch.undo()
+    assert len(resume(tmp_path / "s", workers=1).done) == 2
 
 
 def test_a_failing_variant_is_said_and_the_rest_goes_on(tmp_path: Path) -> None:

@@ -19,7 +19,11 @@ from feedfwd.config import FitConfig
 from feedfwd.errors import TrainingError
 from feedfwd.recipes import plan as recipe
 from feedfwd.recipes.console import Silent
+from feedfwd.recipes.finetune import Finetuning
+from feedfwd.recipes.interrupt import Interrupted
 from feedfwd.recipes.prepare import prepare
+from feedfwd.recipes.texts import TextPart
+from feedfwd.recipes.training import Training
 from feedfwd.study import shared as shared_module
 from feedfwd.study.compare import _in_equal_time, compare, planned, resume
 from feedfwd.study.plan import Plan
@@ -176,6 +180,8 @@ def test_two_processes_share_one_storage(tmp_path: Path) -> None:
     assert [process.returncode for process in both] == [0, 0]
     results = [json.loads((tmp_path / name / "result.json").read_text()) for name in "ab"]
     assert results[0]["best"] == results[1]["best"] and results[0]["variants"] == results[1]["variants"]
+    assert results[0]["test"] == results[1]["test"], said
+    assert sum((tmp_path / name / "winner").exists() for name in "ab") == 1, "one of them opens the test part"
     study = optuna_module().load_study(study_name=None, storage=f"sqlite:///{tmp_path / 'both.db'}")
     done = [t for t in study.get_trials() if t.state.name == "COMPLETE"]
     assert sorted(t.user_attrs["number"] for t in done) == list(range(6)), "each once"
@@ -207,6 +213,52 @@ def test_fine_tuning_is_compared(tmp_path: Path) -> None:
     found = compare(plan, None, tmp_path / "s", workers=1)
     assert len(found.done) == 2 and found.test_n == 32
     assert (tmp_path / "s/winner/model.safetensors").is_file() and (tmp_path / "s/report.html").is_file()
+
+
+def test_fine_tuning_opens_the_test_part_for_the_winner_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scored: list[tuple[str, int]] = []
+    scores = Finetuning._scores
+
+    def counted(self: Finetuning, part: TextPart) -> Any:
+        if part is self.p.test:
+            scored.append((self.run.path.name, len(part)))
+        return scores(self, part)
+
+    monkeypatch.setattr(Finetuning, "_scores", counted)
+    base: Mapping[str, Any] = {"train": {"steps": 6}, "bag": {"buckets": 512, "width": 8}}
+    plan = planned({"source": str(texts(tmp_path)), **base}, ["bag.hidden=[],[8]"], verb="finetune", seeds=2)
+    found = compare(plan, None, tmp_path / "s", workers=1)
+    assert scored == [("winner", 32)]
+    assert all(row.outcomes[0]["curve"][-1][0] == 1.0 for row in found.done), "the last look is part of the curve"
+    assert not (tmp_path / "s/trials").exists(), "nothing is left of trainings that no one needs"
+
+
+@pytest.mark.parametrize("verb", ["finetune", "pretrain"])
+def test_a_training_that_was_stopped_goes_on_from_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    source = texts(tmp_path)
+    if verb == "finetune":
+        base: dict[str, Any] = {"source": str(source), "train": {"steps": 6}, "bag": {"buckets": 512, "width": 8}}
+    else:
+        base = {"sources": [str(source)], "size": "pico", "train": {"steps": 6, "batch_size": 2}, "model": {"depth": 1}}
+        base |= {"data": {"tokenizer": "bytes", "row": 32}}
+    plan = planned(base, ["optimizer.lr=0.001,0.002"], verb=verb, seeds=2)
+    steps: list[tuple[str, int]] = []
+    log = Training._log_step
+
+    def stopped(self: Training, step: Any, meter: Any) -> None:
+        log(self, step, meter)
+        steps.append((self.run.path.name, step.n))
+        if len(steps) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Training, "_log_step", stopped)
+    with pytest.raises(Interrupted, match="stopped with 0 of 2 variants done; go on with: feedfwd compare --resume"):
+        compare(plan, None, tmp_path / "s", workers=1)
+    found = resume(tmp_path / "s")
+    assert len(found.done) == 2
+    assert [n for name, n in steps if name == "0-seed-0"] == [1, 2, 3, 4, 5, 6]
 
 
 def test_texts_have_one_test_part_for_all_seeds(tmp_path: Path) -> None:

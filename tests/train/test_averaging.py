@@ -63,3 +63,14 @@ def test_state_is_restored() -> None:
     other.load_state_dict(ema.state_dict())
     assert other.updates == 5
     assert all(torch.equal(a, b) for a, b in zip(ema.averages, other.averages, strict=True))
+
+
+def test_what_is_infinite_stays_so() -> None:
+    """The ends of a table's bins are infinite, and ∞ - ∞ is no number."""
+    model = nn.Linear(2, 1)
+    model.register_buffer("ends", torch.tensor([-torch.inf, 0.0, torch.inf]))
+    ema = EMA(model, 0.9)
+    ema.update()
+    with ema.swapped():
+        assert not any(value.isnan().any() for value in model.state_dict().values())
+        assert torch.equal(model.state_dict()["ends"], torch.tensor([-torch.inf, 0.0, torch.inf]))

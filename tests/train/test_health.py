@@ -18,7 +18,7 @@ from feedfwd.recipes.console import Silent
 from feedfwd.recipes.fit import fit_config, resume
 from feedfwd.recipes.interrupt import Interrupted
 from feedfwd.train.health import Finding, Health, examine
-from feedfwd.train.loop import train
+from feedfwd.train.loop import Step, train
 
 
 def learnable(n: int = 512, inputs: int = 8) -> tuple[Tensor, Tensor]:
@@ -226,3 +226,57 @@ HEALTHY = [(source, seed) for source in ("digits", "iris", "wine", "breast_cance
 def test_twenty_healthy_runs_stay_silent(source: str, seed: int, tmp_path: Path) -> None:
     ff.fit(source, seed=seed, effort="quick" if source == "digits" else "standard", run=tmp_path / "run")
     assert events(tmp_path / "run", "finding") == []
+
+
+def coursed(losses: list[float], scores: dict[int, dict[str, float]], held_out: int = 200) -> list[Finding]:
+    """What is found in a training of these losses, and of these scores of what is held back by update."""
+    health = Health(MLP([8, 4, 2]), learnable()[0], held_out)
+    for n, loss in enumerate(losses, 1):
+        health.update(Step(n, torch.tensor(loss), 1e-3, 64, None), len(losses))
+        if n in scores:
+            health.validated(n, scores[n])
+    return health.findings
+
+
+def test_a_loss_that_fell_by_half_has_fallen_however_noisy_it_is() -> None:
+    losses = [1.6 + 2 * (n % 3 == 0) for n in range(20)] + [0.6 + 1.5 * (n % 5 == 0) for n in range(110)]
+    assert coursed(losses, {}) == []
+    assert [f.kind for f in coursed([2.3 + 0.01 * (n % 3) for n in range(130)], {})] == ["plateau"]
+
+
+def test_a_few_examples_of_a_small_part_are_not_learning_by_heart() -> None:
+    losses = [1.1 * 0.97**n for n in range(400)]
+    rising = {n: {"log_loss": 0.08 + 0.0015 * n} for n in range(40, 401, 40)}
+    assert coursed(losses, rising, held_out=14) == []
+    assert [f.kind for f in coursed(losses, rising, held_out=200)] == ["by heart"]
+
+
+def test_answers_that_look_at_no_input_are_called_worthless() -> None:
+    falling = [1.0 * 0.99**n for n in range(100)]
+    assert "worse than the mean" in coursed(falling, {100: {"rmse": 3.0, "r2": -0.2}})[0].finding
+    assert "no better than chance" in coursed(falling, {100: {"log_loss": 0.7, "auroc": 0.51}})[0].finding
+    assert coursed(falling, {50: {"rmse": 3.0, "r2": -0.2}, 100: {"rmse": 2.0, "r2": 0.1}}) == []
+    assert coursed(falling, {100: {"log_loss": 0.7, "auroc": 0.51}}, held_out=20) == []
+
+
+VARIED = [
+    ("digits", "swiglu", 4, "adam"),
+    ("digits", "tanh", 3, "adamw"),
+    ("iris", "swiglu", 6, "adamw"),
+    ("wine", "tanh", 6, "adamw"),
+    ("wine", "swiglu", 4, "adamw"),
+    ("breast_cancer", "swiglu", 2, "sgd"),
+    ("breast_cancer", "gelu", 3, "adam"),
+    ("diabetes", "relu", 4, "adam"),
+]
+
+
+@pytest.mark.parametrize(("source", "activation", "depth", "optimizer"), VARIED)
+def test_healthy_runs_of_other_forms_stay_silent_and_learn(
+    source: str, activation: str, depth: int, optimizer: str, tmp_path: Path
+) -> None:
+    settings = {"ffn.activation": activation, "model.hidden": [64] * depth, "optimizer.name": optimizer}
+    settings |= {"train.epochs": 5 if source in ("digits", "breast_cancer") else 50}
+    result = ff.fit(source, run=tmp_path / "run", settings=settings).result["test"]
+    assert events(tmp_path / "run", "finding") == []
+    assert result.get("accuracy", 1.0) > 0.85 and result.get("r2", 1.0) > 0.2

@@ -2,8 +2,8 @@
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from feedfwd.errors import DataError
@@ -13,14 +13,50 @@ if TYPE_CHECKING:
 
 Kind = Literal["number", "category", "date", "text"]
 
-MISSING = ("", "?", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "null", "NULL", "<NA>", "NaT")
+ABSENT = frozenset(
+    ["", "?", "na", "n/a", "#n/a", "nan", "null", "<na>", "nat"]
+)  # what stands for no value, in lower case
+WORDS_FOR_NONE = """
+?? n.a. n.a none nil (null) (none) - -- --- – — . missing unknown
+#div/0! #value! #ref! #name? #num! #null!
+缺失 缺失值 未知 不详 暂无 空 空值 欠損 欠測 不明 該当なし
+"""
+MISSING = ABSENT | frozenset(WORDS_FOR_NONE.split())  # in a column to predict from; of a target these may be names
 BOOLEANS = ({"true", "false"}, {"yes", "no"}, {"t", "f"}, {"y", "n"})
-MOSTLY = 0.95  # of the cells have to be numbers for the others to count as missing
+MOSTLY = 0.95  # of the cells have to be numbers, or dates, for the others to count as missing
 WORDY = 3.5  # words a cell, on average, from which on cells are text and not names
-DATES = ("%Y-%m-%d", "%Y/%m/%d", "%d.%m.%Y", "%m/%d/%Y", "%d/%m/%Y", "%Y%m%d")
-TIMES = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M", "%d.%m.%Y %H:%M", "%m/%d/%Y %H:%M")
+WRITTEN_SOLID = r"[\p{Han}\p{Hiragana}\p{Katakana}]"  # without spaces between words, which have about two characters
+DATES = (
+    "%Y-%m-%d",
+    "%Y/%m/%d",
+    "%Y.%m.%d",
+    "%d.%m.%Y",
+    "%m/%d/%Y",
+    "%d/%m/%Y",
+    "%m-%d-%Y",
+    "%d-%m-%Y",
+    "%Y年%m月%d日",
+    "%d %b %Y",
+    "%d-%b-%Y",
+    "%b %d, %Y",
+    "%d %B %Y",
+    "%B %d, %Y",
+    "%m/%d/%y",
+    "%d/%m/%y",
+    "%d.%m.%y",
+)
+YEARS = {"%Y": r"\d{4}", "%y": r"^\d{1,2}/\d{1,2}/\d\d(\D|$)|^\d\d\.\d\d\.\d\d(\D|$)"}  # 10.12.3 is a version
+CLOCKS = (" %H:%M:%S%.f", " %H:%M", "T%H:%M:%S%.f", "T%H:%M", " %I:%M %p", " %I:%M:%S %p")
+ZONE = "%#z"
+ZONED = ("%Y-%m-%dT%H:%M:%S%.f" + ZONE, "%Y-%m-%d %H:%M:%S%.f" + ZONE)
+FORMS = (*DATES, *(date + clock for date in DATES[:8] for clock in CLOCKS), *ZONED)
+OPEN = ("%m/%d/%Y", "%m-%d-%Y", "%m/%d/%y")  # the day may come first as well
+TRIED = 200  # cells by which the forms are found that a column may have
 DECIMAL_COMMA = r"^[+-]?\d{1,3}(\.\d{3})+(,\d+)?$|^[+-]?\d+,\d+$|^[+-]?\d+$"
 THOUSANDS = r"^[+-]?\d{1,3}(,\d{3})+(\.\d+)?$|^[+-]?\d+(\.\d+)?$"
+UNITS = r"[%€$£¥￥元円]"
+IN_UNITS = rf"^[+-]?\s*{UNITS}?\s*[+-]?[\d.,]+\s*{UNITS}?$"
+SPACED = r"^[+-]?\d{1,3}([ \u00a0\u202f'’]\d{3})*([.,]\d+)?$"
 
 
 @dataclass(frozen=True)
@@ -30,10 +66,13 @@ class Typed:
     values: "polars.Series"
     kind: Kind
     note: str = ""
+    form: str = ""  # how numbers or dates are written, where other columns might be read otherwise
 
 
-def clean(column: "polars.Series") -> "polars.Series":
+def clean(column: "polars.Series", missing: Collection[str] = MISSING) -> "polars.Series":
     """Text stripped and what stands for nothing taken as missing; categories and booleans as text, numbers as they are.
+
+    `missing` are the words that stand for nothing, in lower case.
 
     >>> import polars
     >>> clean(polars.Series(" a", [" x ", "?", ""])).to_list()
@@ -50,7 +89,7 @@ def clean(column: "polars.Series") -> "polars.Series":
     if column.dtype != polars.String:
         return column
     column = column.str.strip_chars()
-    return column.set(column.is_in(list(MISSING)), None)
+    return column.set(column.str.to_lowercase().is_in(list(missing)), None)
 
 
 def typed(column: "polars.Series", separator_note: bool = True) -> Typed:
@@ -76,44 +115,48 @@ def typed(column: "polars.Series", separator_note: bool = True) -> Typed:
         return Typed(column, "category")
     if set(given.head(1000).str.to_lowercase().unique().to_list()) in BOOLEANS:
         return Typed(column, "category")
-    numbers, note = _numbers(column, given)
-    if numbers is not None:
-        found = _finite(numbers)
-        return Typed(found.values, found.kind, "; ".join(n for n in (note, found.note) if n))
+    if (numbers := _numbers(column, given)) is not None:
+        found = _finite(numbers.values)
+        return replace(numbers, values=found.values, note="; ".join(n for n in (numbers.note, found.note) if n))
     if (dates := _dates(column, given)) is not None:
-        return Typed(dates, "date")
-    words = given.head(2000).str.split(" ").list.len().mean()
+        return dates
+    words = _words(given.head(2000)).mean()
     repeated = given.n_unique() <= 0.5 * len(given)
     if not repeated and isinstance(words, float) and words >= WORDY:
         return Typed(column, "text")
     return Typed(column, "category")
 
 
-def convert(column: "polars.Series", kind: Kind) -> tuple["polars.Series", int]:
-    """A cleaned column in a type that is known from training, and how many of its cells don't fit it."""
+def convert(column: "polars.Series", kind: Kind, form: str = "") -> tuple["polars.Series", str]:
+    """A cleaned column in a type, and a form, that are known from training; and what is read otherwise than there."""
     import polars
 
-    before = column.null_count()
+    note = ""
+    if kind in ("number", "date") and column.dtype == polars.String and (given := column.drop_nulls()).len():
+        known = _in_form(column, kind, form) if form else None
+        if known is None or known.null_count() == len(column):  # in none: in another, then
+            found = _numbers(column, given, mostly=0.5) if kind == "number" else _dates(column, given, mostly=0.5)
+            if found is not None and form and found.form != form:
+                note = f"{column.name}: {_said(found.form)}, in training {_said(form)}"
+            known = None if found is None else found.values
+        if known is None:
+            known = _in_form(column, "number", "point") if kind == "number" else column.clear(len(column))
+        column = known
     match kind:
         case "number":
-            if column.dtype == polars.String:
-                given = column.drop_nulls()
-                numbers, _ = _numbers(column, given, mostly=0.5)
-                column = numbers if numbers is not None else column.cast(polars.Float64, strict=False)
-            elif column.dtype.is_temporal():
+            if column.dtype == polars.Duration:
+                column = column.dt.total_seconds()
+            elif column.dtype.is_temporal() or column.dtype.is_nested():
                 column = polars.Series(column.name, [None] * len(column), dtype=polars.Float64)
             column = column.cast(polars.Float64)
             column = column.set(column.is_nan() | column.is_infinite(), None)
         case "date":
-            if column.dtype == polars.String:
-                found = _dates(column, column.drop_nulls())
-                column = found if found is not None else column.cast(polars.Null, strict=False)
-            elif not column.dtype.is_temporal():
+            if not column.dtype.is_temporal():
                 column = polars.Series(column.name, [None] * len(column), dtype=polars.Datetime("us"))
             column = column.cast(polars.Datetime("us"), strict=False)
         case _:
             column = as_names(column)
-    return column, column.null_count() - before
+    return column, note
 
 
 def as_names(column: "polars.Series") -> "polars.Series":
@@ -122,6 +165,8 @@ def as_names(column: "polars.Series") -> "polars.Series":
 
     if column.dtype == polars.String:
         return column
+    if column.dtype.is_nested():
+        return polars.Series(column.name, [None] * len(column), dtype=polars.String)
     if column.dtype.is_float():
         whole = column.round(0)
         if bool((column.drop_nulls() == whole.drop_nulls()).all()):
@@ -136,55 +181,113 @@ def _finite(column: "polars.Series") -> Typed:
     return Typed(column, "number", f"{infinite:,} infinite cells of {column.name} count as missing" if infinite else "")
 
 
-def _numbers(
-    column: "polars.Series", given: "polars.Series", mostly: float = MOSTLY
-) -> tuple["polars.Series | None", str]:
-    """The column as numbers where its cells are, with decimal commas or thousands' separators if need be."""
+def _numbers(column: "polars.Series", given: "polars.Series", mostly: float = MOSTLY) -> Typed | None:
+    """The column as numbers where most of its cells are, in the one way of writing them that reads the most."""
     import polars
 
-    cast = given.cast(polars.Float64, strict=False)
-    right = len(given) - cast.null_count()
-    if right == len(given):
-        return column.cast(polars.Float64, strict=False), ""
-    name = column.name
-    if bool(given.str.contains(DECIMAL_COMMA).all()) and bool(given.str.contains(",").any()):
-        if bool(given.str.contains(THOUSANDS).all()):
-            return column.str.replace_all(",", "").cast(polars.Float64), f"{name}: commas set off thousands"
-        text = column.str.replace_all(".", "", literal=True).str.replace(",", ".", literal=True)
-        return text.cast(polars.Float64), f"{name}: decimal commas"
-    if bool(given.str.contains(THOUSANDS).all()):
-        return column.str.replace_all(",", "").cast(polars.Float64), f"{name}: commas set off thousands"
-    if bool(given.str.contains(r"^[+-]?[\d.,]+\s*[%€$£]$|^[€$£]\s*[+-]?[\d.,]+$").all()):
-        text = column.str.replace_all(r"[%€$£\s,]", "")
-        units = text.cast(polars.Float64, strict=False)
-        if units.null_count() == column.null_count():
-            return units, f"{name}: read without its unit"
-    if right >= mostly * len(given):
-        others = given.filter(cast.is_null())
-        note = f"{len(others):,} cells of {name} are no numbers and count as missing, such as {others[0]!r}"
-        return column.cast(polars.Float64, strict=False), note
-    return None, ""
-
-
-def _dates(column: "polars.Series", given: "polars.Series") -> "polars.Series | None":
-    """The column as points of time where every cell is one of a single form."""
-    import polars
-
-    first = given.head(1)
-    if not len(given) or not re.search(r"\d.*\D.*\d", str(first[0])):
+    name, unit = column.name, ""
+    if bool(given.str.contains(IN_UNITS).all()) and bool(given.str.contains(UNITS).any()):
+        column, unit = column.str.replace_all(rf"{UNITS}|\s", ""), f"{name}: read without its unit"
+        given = column.drop_nulls()
+    found = {"point": _in_form(column, "number", "point")}
+    if found["point"].null_count() > column.null_count():
+        head = given.head(TRIED)
+        for form in ("thousands", "comma", "spaces"):
+            if 2 * _in_form(head, "number", form).null_count() <= len(head):
+                found[form] = _in_form(column, "number", form)
+    form = min(found, key=lambda form: found[form].null_count())  # the first of the best
+    values = found[form]
+    lost = values.null_count() - column.null_count()
+    if lost > (1 - mostly) * len(given):
         return None
-    for form in (*DATES, *TIMES):
-        if given.head(100).str.to_datetime(form, strict=False).null_count():
-            continue
-        found = column.str.to_datetime(form, strict=False)
-        if found.null_count() == column.null_count():
-            return found.cast(polars.Datetime("us"))
-    zoned = given.head(100).str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%#z", strict=False)
-    if not zoned.null_count():
-        found = column.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%#z", strict=False)
-        if found.null_count() == column.null_count():
-            return found.dt.replace_time_zone(None).cast(polars.Datetime("us"))
-    return None
+    notes = [note for note in (unit, f"{name}: {_said(form)}" if form != "point" else "") if note]
+    if lost:
+        example = given.filter(values.filter(column.is_not_null()).is_null())[0]
+        notes.append(f"{lost:,} cells of {name} are no numbers and count as missing, such as {example!r}")
+    return Typed(values.cast(polars.Float64), "number", "; ".join(notes), "" if form == "point" else form)
+
+
+def _dates(column: "polars.Series", given: "polars.Series", mostly: float = MOSTLY) -> Typed | None:
+    """The column as points of time where most of its cells are, in the one form that reads the most."""
+    head = given.head(TRIED)
+    if 2 * int(head.str.contains(r"\d.*\D.*\d").sum()) < len(head):
+        return None
+    likely = [form for form in FORMS if 2 * _in_form(head, "date", form).null_count() <= len(head)]
+    if not likely:
+        return None
+    found = {form: _in_form(column, "date", form) for form in likely}
+    form = min(found, key=lambda form: found[form].null_count())
+    values, notes, name = found[form], [], column.name
+    lost = values.null_count() - column.null_count()
+    if lost > (1 - mostly) * len(given):
+        return None
+    twin = found.get(form.replace("%m", "\0").replace("%d", "%m").replace("\0", "%d"))
+    if form.startswith(OPEN) and twin is not None and twin.null_count() == values.null_count():
+        notes.append(f"{name}: {_said(form)}, which its cells leave open")
+    if lost:
+        example = given.filter(values.filter(column.is_not_null()).is_null())[0]
+        notes.append(f"{lost:,} cells of {name} are no dates and count as missing, such as {example!r}")
+    return Typed(values, "date", "; ".join(notes), form)
+
+
+def _in_form(column: "polars.Series", kind: Kind, form: str) -> "polars.Series":
+    """Text as numbers or points of time that are written in one form, null where a cell isn't."""
+    import polars
+
+    if kind == "date":
+        year = next(pattern for part, pattern in YEARS.items() if part in form)
+        found = column.set(~column.str.contains(year), None).str.to_datetime(form, strict=False)
+        return (found.dt.replace_time_zone(None) if form.endswith(ZONE) else found).cast(polars.Datetime("us"))
+    text = column.str.replace_all(rf"{UNITS}|\s", "") if form != "spaces" else column
+    match form:
+        case "thousands":
+            text = text.set(~text.str.contains(THOUSANDS), None).str.replace_all(",", "")
+        case "comma":
+            text = text.set(~text.str.contains(DECIMAL_COMMA), None)
+            text = text.str.replace_all(".", "", literal=True).str.replace(",", ".", literal=True)
+        case "spaces":
+            text = text.set(~text.str.contains(SPACED), None).str.replace_all(r"[ \u00a0\u202f'’]", "")
+            text = text.str.replace(",", ".", literal=True)
+        case _:
+            text = column
+    return text.cast(polars.Float64, strict=False)
+
+
+def _said(form: str) -> str:
+    """A form in words.
+
+    >>> _said("%m/%d/%Y"), _said("comma")
+    ('dates as month/day/year', 'decimal commas')
+    """
+    numbers = {
+        "": "decimal points",
+        "comma": "decimal commas",
+        "thousands": "commas set off thousands",
+        "spaces": "spaces set off thousands",
+    }
+    if form in numbers:
+        return numbers[form]
+    date = re.split(r"[ T]%[HI]", form)[0]
+    for part, word in (
+        ("%Y", "year"),
+        ("%y", "year"),
+        ("%m", "month"),
+        ("%d", "day"),
+        ("%b", "month"),
+        ("%B", "month"),
+    ):
+        date = date.replace(part, word)
+    return f"dates as {date}"
+
+
+def _words(text: "polars.Series") -> "polars.Series":
+    """About how many words each cell has, also where none are set apart by spaces.
+
+    >>> import polars
+    >>> _words(polars.Series(["a red house", "房间很干净"])).to_list()
+    [3.0, 3.5]
+    """
+    return text.str.split(" ").list.len() + text.str.count_matches(WRITTEN_SOLID) / 2
 
 
 def check_names(wanted: Mapping[str, str], known: list[str], where: str) -> None:
@@ -193,11 +296,17 @@ def check_names(wanted: Mapping[str, str], known: list[str], where: str) -> None
 
     for name, flag in wanted.items():
         if name not in known:
+            if re.fullmatch(r"\d+", name) and 1 <= int(name) <= len(known):
+                hint = f"columns go by name: did you mean {known[int(name) - 1]!r}, column {name}?"
+                raise DataError(f"{where} has no column {name!r}, which {flag} names", hint=hint)
             same = next((k for k in known if k.lower().split() == name.lower().split()), None)
             if same is not None:
                 raise DataError(f"{where} has no column {name!r}, which {flag} names", hint=f"did you mean {same!r}?")
             shown = known if len(known) <= 40 else [*sorted(known, key=lambda k: _distance(k, name))[:40]]
-            raise DataError(f"{where} has no column {name!r}, which {flag} names", hint=nearest(name, shown))
+            hint = nearest(name, shown)
+            if any(re.fullmatch(r"[+-]?\d+(\.\d+)?", k) for k in known):
+                hint += " (the first line has to name the columns)"
+            raise DataError(f"{where} has no column {name!r}, which {flag} names", hint=hint)
 
 
 def _distance(a: str, b: str) -> float:

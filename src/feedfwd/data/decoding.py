@@ -22,6 +22,10 @@ def read_text(path: Path, notes: list[str], forms: str) -> str:
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
         notes.append("the file is UTF-16")
         return raw.decode("utf-16", errors="replace")
+    for half, encoding in ((raw[1:4096:2], "utf-16-le"), (raw[:4096:2], "utf-16-be")):
+        if len(half) > 8 and half.count(0) > 0.9 * len(half):  # as of Western text without a mark at its beginning
+            notes.append("the file is UTF-16")
+            return raw.decode(encoding, errors="replace")
     if b"\0" in raw[:65536]:
         raise DataError(f"{path} is not text: it holds zero bytes", hint=f"give {forms}")
     try:

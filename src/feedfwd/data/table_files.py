@@ -109,23 +109,37 @@ def _plain(series: Any) -> list[Any]:
 
 def _named(frame: "polars.DataFrame", where: str, notes: list[str]) -> "polars.DataFrame":
     """Names stripped and all different; columns without name and content left out."""
-    import polars
 
     if frame.width == 0 or frame.height == 0:
         what = "no columns" if frame.width == 0 else "a header and no rows"
-        raise DataError(f"{where} has {what}", hint="give at least two rows with values")
+        raise DataError(f"{where} has {what}", hint="give rows with values below it")
     empty = [n for n in frame.columns if not n.strip() and frame[n].null_count() == frame.height]
     frame = frame.drop(empty)
     names = [name.strip() or f"column {i + 1}" for i, name in enumerate(frame.columns)]
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise DataError(f"{where} has two columns named {repeated[0]!r}", hint="give each column a name of its own")
-    if nested := [n for n in frame.columns if isinstance(frame[n].dtype, polars.List | polars.Struct | polars.Array)]:
-        raise DataError(
-            f"{where}: column {nested[0]!r} holds lists or records, not single values",
-            hint="spread them over columns, or leave the column out",
-        )
-    return frame.rename(dict(zip(frame.columns, names, strict=True)))
+    return _spread(frame.rename(dict(zip(frame.columns, names, strict=True))))
+
+
+def _spread(frame: "polars.DataFrame") -> "polars.DataFrame":
+    """Records as a column for each of their fields, `record.field`; lists stay as they are.
+
+    >>> as_rows([{"a": {"b": 1, "c": {"d": 2}}}]).frame.to_dicts()
+    [{'a.b': 1, 'a.c.d': 2}]
+    """
+    import polars
+
+    while records := [n for n in frame.columns if isinstance(frame[n].dtype, polars.Struct)]:
+        columns = []
+        for column in frame.get_columns():
+            if column.name in records:
+                fields = column.struct.unnest().get_columns()
+                columns += [field.alias(f"{column.name}.{field.name}") for field in fields]
+            else:
+                columns.append(column)
+        frame = polars.DataFrame(columns)
+    return frame
 
 
 # --- text -------------------------------------------------------------------------------------------------------------
@@ -134,6 +148,8 @@ def _named(frame: "polars.DataFrame", where: str, notes: list[str]) -> "polars.D
 def _separated(text: str, path: Path, separator: str | None, notes: list[str]) -> "polars.DataFrame":
     import polars
 
+    if "\n" not in text:  # lines end as they did on old Macs
+        text = text.replace("\r", "\n")
     if separator is None:
         separator = _separator(text)
         if separator != ",":
@@ -213,20 +229,30 @@ def _json_lines(text: str, path: Path) -> "polars.DataFrame":
             raise DataError(f"{path}, line {number} is not JSON ({error.msg})", hint="mend that line") from None
         if not isinstance(row, dict):
             raise DataError(f"{path}, line {number} is no record", hint='write {"column": value, …} a line')
-        rows.append(row)
+        rows.append(_flat(row))
     names = list(dict.fromkeys(name for row in rows for name in row))
-    columns = {}
+    columns: dict[str, Any] = {}
     for name in names:
         values = [row.get(name) for row in rows]
         kinds = {type(value) for value in values if value is not None}
-        if kinds & {list, dict}:
-            raise DataError(
-                f"{path}: {name!r} holds lists or records, not single values",
-                hint="spread them over columns, or leave it out",
-            )
+        if list in kinds:  # to be told of by its type
+            columns[name] = polars.Series(name, [[]] * len(values), dtype=polars.List(polars.Null))
+            continue
         mixed = len(kinds) > 1 and not kinds <= {int, float}
         columns[name] = [None if v is None else str(v) for v in values] if mixed else values
     return polars.DataFrame(columns, strict=False)
+
+
+def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A record of records as one.
+
+    >>> _flat({"a": 1, "b": {"c": 2, "d": {"e": 3}}})
+    {'a': 1, 'b.c': 2, 'b.d.e': 3}
+    """
+    found: dict[str, Any] = {}
+    for name, value in row.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
 
 
 def _sheet(path: Path, notes: list[str]) -> "polars.DataFrame":

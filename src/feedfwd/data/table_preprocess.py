@@ -9,14 +9,15 @@ then the places of categories in their vocabularies. Numbers are scaled robustly
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from feedfwd.data.columns import Kind, share
+from feedfwd.data.columns import WRITTEN_SOLID, Kind, share
 from feedfwd.data.dataset import Dataset, Task
 from feedfwd.data.preprocess import Goal, moments
 from feedfwd.data.tables import NoYes, TableData, fitted, read_inputs
@@ -31,6 +32,7 @@ UNKNOWN, ABSENT = 0, 1  # places of a category that training hasn't, and of a mi
 RARE = 3  # rows: a category with fewer is taken as unknown, so that "unknown" is learnt
 MOST_NAMES = 2000  # of a column's vocabulary
 WORDS = 64  # of a text column
+WORD = rf"{WRITTEN_SOLID}|[\w--{WRITTEN_SOLID}]+"  # single characters where words are not set apart
 DRIFTED = 0.2  # population stability index, from which on a column has drifted
 ENOUGH = 100  # rows to judge drift by
 FORMAT = 1
@@ -63,6 +65,7 @@ class Column:
     names: list[str] = field(default_factory=list)  # category: the vocabulary, the commonest first; text: its words
     shares: list[float] = field(default_factory=list)  # of the training rows, for each name, or between the cuts
     parts: list[str] = field(default_factory=list)  # date: which cycles vary
+    form: str = ""  # number, date: how it was written, where other rows might be read otherwise
 
     @property
     def flagged(self) -> bool:
@@ -89,17 +92,25 @@ class TablePreprocessor(Goal):
     def fit(cls, train: TableData) -> "TablePreprocessor":
         train.check_trainable()
         mean, std = moments(train.targets) if train.task == "regress" else (None, None)
-        goal = {"classes": train.classes, "target_names": train.target_names, "answers": train.answers}
-        return cls.learn(train.frame, train.kinds, task=train.task, target_mean=mean, target_std=std, **goal)
+        names = {"classes": train.classes, "target_names": train.target_names, "answers": train.answers}
+        goal: dict[str, Any] = {"task": train.task, "target_mean": mean, "target_std": std, **names}
+        return cls.learn(train.frame, train.kinds, train.forms, **goal)
 
     @classmethod
-    def learn(cls, frame: "polars.DataFrame", kinds: dict[str, Kind], **goal: Any) -> "TablePreprocessor":
+    def learn(
+        cls, frame: "polars.DataFrame", kinds: dict[str, Kind], forms: Mapping[str, str], **goal: Any
+    ) -> "TablePreprocessor":
         """What typed columns teach; `goal` is what is known of the targets."""
-        return cls(tuple(_learn(frame[name], kind) for name, kind in kinds.items()), **goal)
+        columns = (_learn(frame[name], kind) for name, kind in kinds.items())
+        return cls(tuple(replace(column, form=forms.get(column.name, "")) for column in columns), **goal)
 
     @property
     def kinds(self) -> dict[str, Kind]:
         return {column.name: column.kind for column in self.columns}
+
+    @property
+    def forms(self) -> dict[str, str]:
+        return {column.name: column.form for column in self.columns if column.form}
 
     @property
     def layout(self) -> Layout:
@@ -147,13 +158,13 @@ class TablePreprocessor(Goal):
         """(N, D) float32 of raw rows: a file, a frame, dictionaries, or a labelled table."""
         if isinstance(x, TableData):
             return self.encode(fitted(x.frame, self.kinds, where))
-        return self.encode(read_inputs(x, self.kinds, where)[0])
+        return self.encode(read_inputs(x, self.kinds, where, self.forms)[0])
 
     def read(self, x: Any, where: str) -> tuple[Tensor, list[str]]:
         """(N, D) of raw rows, and what their user should know: other columns, cells that don't fit, drift."""
         if isinstance(x, TableData):
             return self.encode(x.frame), drift(self.columns, x.frame)
-        frame, notes = read_inputs(x, self.kinds, where)
+        frame, notes = read_inputs(x, self.kinds, where, self.forms)
         return self.encode(frame), [*notes, *drift(self.columns, frame)]
 
     def encode(self, frame: "polars.DataFrame") -> Tensor:
@@ -186,7 +197,7 @@ class TablePreprocessor(Goal):
     def to_json(self) -> str:
         plain = {
             "table": FORMAT,
-            "columns": [{k: v for k, v in asdict(c).items() if v not in ([], None)} for c in self.columns],
+            "columns": [{k: v for k, v in asdict(c).items() if v not in ([], None, "")} for c in self.columns],
             "task": self.task,
             "classes": self.classes,
             "target_names": self.target_names,
@@ -236,7 +247,7 @@ def _learn(series: "polars.Series", kind: Kind) -> Column:
                 rows = [row for row in rows if row[1] >= RARE] or rows
             return Column(series.name, kind, missing, names=[r[0] for r in rows], shares=[r[1] / n for r in rows])
         case "text":
-            found = series.drop_nulls().str.to_lowercase().str.extract_all(r"\w+").list.unique()
+            found = series.drop_nulls().str.to_lowercase().str.extract_all(WORD).list.unique()
             counts = found.explode().drop_nulls().value_counts(sort=True)
             rows = sorted(counts.iter_rows(), key=lambda row: (-row[1], row[0]))
             rows = [row for row in rows if row[1] < 0.9 * n][:WORDS]
@@ -311,7 +322,7 @@ def _places(series: "polars.Series", names: list[str]) -> np.ndarray:
 def _words(series: "polars.Series", words: list[str]) -> list[np.ndarray]:
     """How long a text is, and which of the words it has."""
     text = series.fill_null("").str.to_lowercase()
-    found = text.str.extract_all(r"\w+")
+    found = text.str.extract_all(WORD)
     length = found.list.len().to_numpy().astype(np.float64)
     return [np.log1p(length) / 3, *(found.list.contains(word).to_numpy() for word in words)]
 

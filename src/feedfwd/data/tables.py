@@ -1,6 +1,6 @@
 """Tables as data sets: rows with a target, every column in its type; nothing is scaled or fitted here."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,7 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from feedfwd.data.columns import BOOLEANS, Kind, Typed, as_names, check_names, clean, convert, share, typed
+from feedfwd.data.columns import (
+    ABSENT,
+    BOOLEANS,
+    MISSING,
+    Kind,
+    Typed,
+    as_names,
+    check_names,
+    clean,
+    convert,
+    share,
+    typed,
+)
 from feedfwd.data.dataset import Dataset, Task
 from feedfwd.data.table_files import as_rows
 from feedfwd.errors import DataError
@@ -38,7 +50,8 @@ class TableData(Dataset):
 
     `frame` has the columns to predict from, cleaned and typed: Float64 without NaN, String, or Datetime, null where a
     cell is missing; `kinds` says which is which. `answers` are the two values of each target, where these are several
-    labels. `by` is the column that a split goes by, where one was named. `inputs`
+    labels. `forms` says how numbers and dates were written, where that could be misread. `by` is the column that a
+    split goes by, where one was named. `inputs`
     are the same cells as numbers, (N, C) float64: not what a network sees (see `TablePreprocessor`) but what tells
     equal rows and equal files.
     """
@@ -46,6 +59,7 @@ class TableData(Dataset):
     frame: Any = None  # polars.DataFrame; typed loosely so that importing this module costs nothing
     kinds: dict[str, Kind] = field(default_factory=dict)
     answers: tuple[NoYes, ...] | None = None
+    forms: Mapping[str, str] = field(default_factory=dict)
     by: Any = None  # polars.Series | None
 
     def subset(self, indices: Tensor) -> "TableData":
@@ -53,6 +67,9 @@ class TableData(Dataset):
         assert isinstance(base, TableData)
         rows = indices.numpy()
         return replace(base, frame=self.frame[rows], by=None if self.by is None else self.by[rows])
+
+    def check_trainable(self, numbers: str = "set data.task=regress; names that hardly repeat can't be learnt") -> None:
+        super().check_trainable(numbers)
 
     def describe(self) -> str:
         counts = {kind: sum(k == kind for k in self.kinds.values()) for kind in ("number", "category", "date", "text")}
@@ -72,23 +89,27 @@ def load_table(
     drop: Sequence[str] = (),
     by: str | None = None,
     kinds: dict[str, Kind] | None = None,
+    forms: Mapping[str, str] | None = None,
     answers: Sequence[NoYes] | None = None,
     name: str | None = None,
 ) -> TableData:
     """A labelled table from a file or a frame. `by` names the column of a split by time or group: no input then.
 
-    `kinds` are those of the training table, where there is one: its columns are read in its types and no other is kept;
-    and `answers` those of its labels.
+    `kinds` and `forms` are those of the training table, where there is one: its columns are read in its types and no
+    other is kept; and `answers` those of its labels.
     DataError for what can't be used: a column that isn't there, a table without targets.
     """
     where = name or (Path(source).name if isinstance(source, str | Path) else "the table")
     rows = as_rows(source, where)
     notes = list(rows.notes)
-    frame = rows.frame.select(clean(column) for column in rows.frame.get_columns())
-    target = list(target) or [_guessed(frame.columns, where, notes)]
+    target = [name.strip() for name in target] or [_guessed(rows.frame.columns, where, notes)]
+    strict = dict.fromkeys(target, ABSENT)  # `none` may be a class, but tells nothing where it is looked at
+    frame = rows.frame.select(clean(column, strict.get(column.name, MISSING)) for column in rows.frame.get_columns())
     if len(set(target)) < len(target):
         raise DataError(f"--target names {target[0]!r} twice", hint="name each column once")
     check_names(dict.fromkeys(target, "--target"), frame.columns, where)
+    if nested := next((name for name in target if frame[name].dtype.is_nested()), None):
+        raise DataError(f"{where}: target {nested!r} holds lists, not single values", hint="name another column")
     check_names(dict.fromkeys(drop, "data.drop"), frame.columns, where)
     if by is not None:
         check_names({by: "--split"}, frame.columns, where)
@@ -106,11 +127,9 @@ def load_table(
     if kinds is None:
         if len(frame) == 1:
             raise DataError(f"{where} has one example", hint="training needs at least two rows with a target")
-        inputs, kinds = typed_columns(frame.select(kept), notes)
-        if not kinds:
-            raise DataError(f"{where} has no column to predict from ({'; '.join(notes)})", hint="add one that tells")
+        inputs, kinds, forms = read_columns(frame.select(kept), notes, where)
     else:
-        inputs = fitted(frame, kinds, where)
+        inputs = fitted(frame, kinds, where, forms=forms)
     return TableData(
         name=Path(where).stem,
         inputs=_as_numbers(inputs),
@@ -124,23 +143,32 @@ def load_table(
         frame=inputs,
         kinds=kinds,
         answers=None if answers is None else tuple(answers),
+        forms=forms or {},
         by=order,
     )
 
 
 def fitted(
-    frame: "polars.DataFrame", kinds: dict[str, Kind], where: str, notes: list[str] | None = None
+    frame: "polars.DataFrame",
+    kinds: dict[str, Kind],
+    where: str,
+    notes: list[str] | None = None,
+    *,
+    forms: Mapping[str, str] | None = None,
 ) -> "polars.DataFrame":
     """The columns that `kinds` names, in those types; DataError for one that is missing or of another type altogether.
 
-    What does not fit counts as missing, and is said in `notes`.
+    Numbers and dates are read in their `forms`. What does not fit counts as missing, and is said in `notes`.
     """
     notes = [] if notes is None else notes
+    forms = forms or {}
     check_names(dict.fromkeys(kinds, "the model"), frame.columns, where)
     columns = []
     for name, kind in kinds.items():
         cleaned = clean(frame[name])
-        column, lost = convert(cleaned, kind)
+        column, said = convert(cleaned, kind, forms.get(name, ""))
+        notes += [said] if said else []
+        lost = column.null_count() - cleaned.null_count()
         if lost and lost == len(cleaned) - cleaned.null_count() and len(cleaned) > 1:
             example = cleaned.drop_nulls()[0]
             raise DataError(
@@ -153,19 +181,24 @@ def fitted(
     return frame.select(columns)
 
 
-def read_columns(frame: "polars.DataFrame", notes: list[str]) -> tuple["polars.DataFrame", dict[str, Kind]]:
-    """The columns of a frame that tell something, typed, and their kinds; DataError where there are none."""
-    found, kinds = typed_columns(frame.select(clean(column) for column in frame.get_columns()), notes)
+def read_columns(
+    frame: "polars.DataFrame", notes: list[str], where: str = "the table"
+) -> tuple["polars.DataFrame", dict[str, Kind], dict[str, str]]:
+    """The columns of a frame that tell something, typed, their kinds and forms; DataError where there are none."""
+    found, kinds, forms = typed_columns(frame.select(clean(column) for column in frame.get_columns()), notes)
     if not kinds:
-        raise DataError(f"the table has no column to predict from ({'; '.join(notes)})", hint="add one that tells")
-    return found, kinds
+        why = f" ({'; '.join(notes)})" if notes else " beside the target"
+        raise DataError(f"{where} has no column to predict from{why}", hint="add one that tells")
+    return found, kinds, forms
 
 
-def read_inputs(data: Any, kinds: dict[str, Kind], where: str) -> tuple["polars.DataFrame", list[str]]:
+def read_inputs(
+    data: Any, kinds: dict[str, Kind], where: str, forms: Mapping[str, str] | None = None
+) -> tuple["polars.DataFrame", list[str]]:
     """Raw rows to predict for, typed as in training, and what there is to say of how they were read."""
     rows = as_rows(data, where)
     notes = list(rows.notes)
-    return fitted(rows.frame, kinds, where, notes), notes
+    return fitted(rows.frame, kinds, where, notes, forms=forms), notes
 
 
 # --- the target -------------------------------------------------------------------------------------------------------
@@ -309,6 +342,10 @@ def _target(
             return _values(values, target, where), "regress", None
         if task == "auto" and distinct > 2:
             notes.append(f"{name} has {distinct} whole values, taken as classes: data.task=regress predicts numbers")
+    elif column.kind == "date":
+        raise DataError(
+            f"{where}: target {name!r} holds dates, which are not predicted", hint="make numbers of them, such as days"
+        )
     elif task == "regress":
         raise DataError(f"{where}: target {name!r} holds names, not numbers", hint="leave out data.task=regress")
     names = as_names(column.values if column.kind == "number" else frame[name].cast(polars.String))
@@ -358,11 +395,16 @@ def _order(column: "polars.Series", where: str) -> "polars.Series":
 # --- the columns ------------------------------------------------------------------------------------------------------
 
 
-def typed_columns(frame: "polars.DataFrame", notes: list[str]) -> tuple["polars.DataFrame", dict[str, Kind]]:
-    """Each column in its type; those that can tell nothing are left out and named."""
-    columns, kinds = [], {}
+def typed_columns(
+    frame: "polars.DataFrame", notes: list[str]
+) -> tuple["polars.DataFrame", dict[str, Kind], dict[str, str]]:
+    """Each column in its type, with its form; those that can tell nothing are left out and named."""
+    columns, kinds, forms = [], {}, {}
     left: dict[str, list[str]] = {}
     for raw in frame.get_columns():
+        if raw.dtype.is_nested():
+            left.setdefault("lists, which no network takes", []).append(raw.name)
+            continue
         column = typed(raw)
         if column.values.null_count() == len(raw):
             left.setdefault("empty", []).append(raw.name)
@@ -373,12 +415,14 @@ def typed_columns(frame: "polars.DataFrame", notes: list[str]) -> tuple["polars.
         else:
             columns.append(column.values)
             kinds[raw.name] = column.kind
+            if column.form:
+                forms[raw.name] = column.form
             if column.note:
                 notes.append(column.note)
     for why, names in left.items():
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         notes.append(f"left out as {why}: {shown}")
-    return frame.clear().select() if not columns else frame.select(columns), kinds
+    return frame.clear().select() if not columns else frame.select(columns), kinds, forms
 
 
 def _counts_rows(column: "polars.Series", kind: Kind) -> bool:

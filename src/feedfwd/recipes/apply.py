@@ -86,7 +86,7 @@ def _labelled(predictor: Predictor, source: str, data_dir: Path | None) -> Datas
     found = predictor.preprocess
     if isinstance(found, TablePreprocessor):
         names, task = found.target_names or (), asked(found.task)
-        return load_table(source, names, task=task, kinds=found.kinds, answers=found.answers)
+        return load_table(source, names, task=task, kinds=found.kinds, forms=found.forms, answers=found.answers)
     train, test = load(source, data_dir=data_dir)
     return test or train
 

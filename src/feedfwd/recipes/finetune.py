@@ -2,6 +2,7 @@
 
 import copy
 import shlex
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from feedfwd.recipes.beside import compared, sizes
 from feedfwd.recipes.classifier import TOKENIZER, TextClassifier
 from feedfwd.recipes.console import Listener, Silent
 from feedfwd.recipes.held_out import judge
+from feedfwd.recipes.interrupt import resumable
 from feedfwd.recipes.judge import lines
 from feedfwd.recipes.say import said_sets, summary
 from feedfwd.recipes.texts import PreparedTexts, TextPart, prepare_texts
@@ -50,10 +52,28 @@ def finetune_config(
     listener = listener or Silent()
     with torch.random.fork_rng():
         prepared = prepare_texts(config)
-        return _begin(prepared, Run.create(run_path, Path(config.source).stem), listener, started)
+        run = Run.create(run_path, Path(config.source).stem)
+        with resumable("finetune", run):
+            return _begun(prepared, run, listener, started).train()
 
 
-def _begin(prepared: PreparedTexts, run: Run, listener: Listener, started: float) -> TextClassifier:
+def validated(config: FinetuneConfig, path: Path, listener: Listener) -> tuple["Finetuning", dict[str, float]]:
+    """Train, or go on with what was begun at `path`, and score on validation: the test part stays closed.
+
+    At `path` lies what resuming needs, and no model.
+    """
+    run, started = Run(path), time.perf_counter()
+    begun = run.config_file.is_file()
+    with torch.random.fork_rng():
+        if begun:
+            training = _resumed(run, listener, started)
+        else:
+            shutil.rmtree(path, ignore_errors=True)  # of one that was stopped before its settings were written
+            training = _begun(prepare_texts(config), Run.create(path, ""), listener, started)
+        return training, training.updated()
+
+
+def _begun(prepared: PreparedTexts, run: Run, listener: Listener, started: float) -> "Finetuning":
     for line in overview(prepared):
         listener.say(line)
     run.write_settings("finetune", prepared.frozen().model_dump(exclude_none=True))
@@ -65,7 +85,7 @@ def _begin(prepared: PreparedTexts, run: Run, listener: Listener, started: float
         listener.say(f"{steps:,} updates fit into {prepared.config.minutes:g} minutes")
         prepared = replace(prepared, config=prepared.config.with_("minutes", None).with_("train.steps", steps))
         run.write_settings("finetune", prepared.frozen().model_dump(exclude_none=True))
-    return Finetuning(prepared, run, listener, started).train()
+    return Finetuning(prepared, run, listener, started)
 
 
 def dry_run(config: FinetuneConfig, listener: Listener) -> PreparedTexts:
@@ -94,17 +114,21 @@ def resume(path: Path, listener: Listener | None = None, *, started: float | Non
     if run.finished:
         what = f"{path} is finished; there is nothing to resume"
         raise RunError(what, hint="start a new run with `feedfwd finetune`")
+    with torch.random.fork_rng(), resumable("finetune", run):
+        return _resumed(run, listener, started).train()
+
+
+def _resumed(run: Run, listener: Listener, started: float) -> "Finetuning":
     config = parse(FinetuneConfig, run.settings())
-    with torch.random.fork_rng():
-        prepared = prepare_texts(config, resolved=True)
-        if config.minutes is not None:  # stopped before it was planned
-            run.log_file.unlink(missing_ok=True)
-            return _begin(prepared, run, listener, started)
-        for line in overview(prepared):
-            listener.say(line)
-        training = Finetuning(prepared, run, listener, started)
-        training.restore()
-        return training.train()
+    prepared = prepare_texts(config, resolved=True)
+    if config.minutes is not None:  # stopped before it was planned
+        run.log_file.unlink(missing_ok=True)
+        return _begun(prepared, run, listener, started)
+    for line in overview(prepared):
+        listener.say(line)
+    training = Finetuning(prepared, run, listener, started)
+    training.restore()
+    return training
 
 
 def tried(p: PreparedTexts) -> float:
@@ -151,9 +175,22 @@ class Finetuning(Training):
         self.p = prepared
 
     def train(self) -> TextClassifier:
+        self._run_updates()
+        return self._finish()
+
+    def updated(self) -> dict[str, float]:
+        """All updates; then the scores on validation, and no text of the test part has been looked at."""
+        self._run_updates()
+        p = self.p
+        if p.pretrained is not None and p.config.method in LOW_RANK:
+            adapt.merge(p.model)
+        p.model.eval()
+        assert p.validation is not None
+        return self._scores(p.validation)[1]
+
+    def _run_updates(self) -> None:
         self.begin(self.p.goal.task, {name: len(part) for name, part in self.p.parts.items()})
         self.updates()
-        return self._finish()
 
     @property
     def held_out(self) -> int:

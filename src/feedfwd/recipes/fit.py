@@ -17,6 +17,7 @@ from feedfwd.evaluate import tables
 from feedfwd.recipes import environment
 from feedfwd.recipes.console import Listener, Silent
 from feedfwd.recipes.engine import engine, way
+from feedfwd.recipes.interrupt import resumable
 from feedfwd.recipes.plan import memory, plan, tried
 from feedfwd.recipes.predictor import Predictor
 from feedfwd.recipes.prepare import Part, Prepared, prepare
@@ -37,7 +38,9 @@ def fit_config(
     listener = listener or Silent()
     with torch.random.fork_rng():
         prepared = prepare(config)
-        return _begin(prepared, Run.create(run_path, Path(config.source).stem), listener, started)
+        run = Run.create(run_path, Path(config.source).stem)
+        with resumable("fit", run):
+            return _begin(prepared, run, listener, started)
 
 
 def _begin(prepared: Prepared, run: Run, listener: Listener, started: float) -> Predictor:
@@ -70,7 +73,7 @@ def resume(path: Path, listener: Listener | None = None, *, started: float | Non
     if run.finished:
         raise RunError(f"{path} is finished; there is nothing to resume", hint="start a new run with `feedfwd fit`")
     config = parse(FitConfig, run.settings())
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), resumable("fit", run):
         prepared = prepare(config, resolved=True)
         if config.optimizer.lr is None or config.minutes is not None:  # stopped before it was planned
             run.log_file.unlink(missing_ok=True)

@@ -27,6 +27,7 @@ from feedfwd.recipes.adapters import adapted, keep
 from feedfwd.recipes.answered import SHOWN, answer_scores, answered, shown, split
 from feedfwd.recipes.chatter import TEMPLATE, TOKENIZER, Chatter, about
 from feedfwd.recipes.console import Listener, Silent
+from feedfwd.recipes.interrupt import resumable
 from feedfwd.recipes.memory import activations
 from feedfwd.recipes.prepare import usable_device
 from feedfwd.recipes.pretrained import Pretrained, load_pretrained
@@ -183,7 +184,9 @@ def instruct_config(
     listener = listener or Silent()
     with torch.random.fork_rng():
         prepared = prepare_chats(config)
-        return _begin(prepared, Run.create(run_path, Path(config.source).stem), listener, started)
+        run = Run.create(run_path, Path(config.source).stem)
+        with resumable("finetune", run):
+            return _begin(prepared, run, listener, started)
 
 
 def _begin(p: PreparedChats, run: Run, listener: Listener, started: float) -> Chatter:
@@ -192,11 +195,12 @@ def _begin(p: PreparedChats, run: Run, listener: Listener, started: float) -> Ch
     write_text(run.path / TOKENIZER, p.pretrained.tokenizer.text)
     write_text(run.path / TEMPLATE, p.template.source)
     write_json(run.preprocess_file, about(p.pretrained, p.template.name))
+    run.write_settings("instruct", p.frozen().model_dump(exclude_none=True))
     if p.config.minutes is not None:
         steps = plan_steps(60 * p.config.minutes, per_step=tried(p))
         listener.say(f"{steps:,} updates fit into {p.config.minutes:g} minutes")
         p = replace(p, config=p.config.with_("minutes", None).with_("train.steps", steps))
-    run.write_settings("instruct", p.frozen().model_dump(exclude_none=True))
+        run.write_settings("instruct", p.frozen().model_dump(exclude_none=True))
     return Instructing(p, run, listener, started).train()
 
 
@@ -223,8 +227,12 @@ def resume(path: Path, listener: Listener | None = None, *, started: float | Non
     run = opened(path, "instruct")
     if run.finished:
         raise RunError(f"{path} is finished; there is nothing to resume", hint="start a new run from it with --from")
-    with torch.random.fork_rng():
-        p = prepare_chats(parse(InstructConfig, run.settings()), resolved=True)
+    config = parse(InstructConfig, run.settings())
+    with torch.random.fork_rng(), resumable("finetune", run):
+        p = prepare_chats(config, resolved=True)
+        if config.minutes is not None:  # stopped before it was planned
+            run.log_file.unlink(missing_ok=True)
+            return _begin(p, run, listener, started)
         for line in overview(p):
             listener.say(line)
         training = Instructing(p, run, listener, started)

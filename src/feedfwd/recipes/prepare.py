@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from feedfwd.config import FitConfig
+from feedfwd.config import FitConfig, LossConfig
 from feedfwd.config_finetune import LabelLossConfig
 from feedfwd.data.augment import Deform, Mixup, Noise, Shift, chain
 from feedfwd.data.batches import TensorBatches, Transform
@@ -27,7 +27,7 @@ from feedfwd.models.mlp_fast import lacks, uncompiled_because
 from feedfwd.models.tabular import Tabular, per_member
 from feedfwd.recipes.goals import SeveralLabels
 from feedfwd.recipes.predictor import Predictor, build_model
-from feedfwd.recipes.presets import Facts, preset
+from feedfwd.recipes.presets import Facts, over_preset
 from feedfwd.train.losses import Loss, build_loss
 from feedfwd.train.optimizers import Optimizer, build_optimizer
 from feedfwd.train.precision import PAYS_FROM, PAYS_FROM_IF_COMPILED, Precision, choose, products
@@ -170,10 +170,9 @@ def parts(config: FitConfig, *, resolved: bool = False) -> Parts:
         table=isinstance(whole, TableData),
         regress=whole.task == "regress",
     )
-    beneath = preset(config.effort, facts)
-    usual = FitConfig(source=config.source, effort=config.effort).over(beneath)
+    usual = over_preset(FitConfig(source=config.source, effort=config.effort), facts)
     if not resolved:
-        config = config.over(beneath)
+        config = over_preset(config, facts)
     test_seed = config.seed if config.data.test_seed is None else config.data.test_seed
     if own_test is not None:
         rest, test = whole, own_test
@@ -208,8 +207,8 @@ def _loaded(config: FitConfig) -> tuple[Dataset, Dataset | None]:
 
 def _like_table(whole: TableData, source: str) -> TableData:
     """A labelled table with the targets and the columns of another."""
-    names = list(whole.target_names or ())
-    return load_table(source, names, task=asked(whole.task), kinds=whole.kinds, answers=whole.answers)
+    names, task = list(whole.target_names or ()), asked(whole.task)
+    return load_table(source, names, task=task, kinds=whole.kinds, forms=whole.forms, answers=whole.answers)
 
 
 def _cut(data: Dataset, fraction: float, seed: int, config: FitConfig) -> tuple[Dataset, Dataset]:
@@ -304,6 +303,15 @@ def _loss(config: FitConfig, data: Dataset) -> Loss:
         goal = SeveralLabels(data.target_names or ())
         loss = goal.loss(LabelLossConfig(label_smoothing=c.label_smoothing), data.targets)
         return per_member(loss) if config.model.members > 1 else loss
+    loss = loss_of(c, data.targets, None if data.classes is None else len(data.classes))
+    return per_member(loss) if isinstance(data, TableData) and config.model.members > 1 else loss
+
+
+def loss_of(c: LossConfig, targets: Tensor, classes: int | None) -> Loss:
+    """The loss that the settings name, of one of so many classes or of numbers; ConfigError for what it can't have.
+
+    `targets` (N,) are those of training, which class weights are balanced by.
+    """
     options: dict[str, Any] = {}
     if c.name in ("cross_entropy", "binary_cross_entropy"):
         options["label_smoothing"] = c.label_smoothing
@@ -314,12 +322,11 @@ def _loss(config: FitConfig, data: Dataset) -> Loss:
     if c.name == "focal":
         options["gamma"] = c.gamma
     if c.class_weights == "balanced":
-        counts = torch.bincount(data.targets, minlength=len(data.classes or ()))
-        options["class_weights"] = (len(data) / (len(counts) * counts)).tolist()
+        counts = torch.bincount(targets, minlength=classes or 0)
+        options["class_weights"] = (len(targets) / (len(counts) * counts)).tolist()
     elif c.class_weights != "none":
         options["class_weights"] = list(c.class_weights)
-    loss = build_loss(c.name, **options)
-    return per_member(loss) if isinstance(data, TableData) and config.model.members > 1 else loss
+    return build_loss(c.name, **options)
 
 
 def optimizer_for(model: nn.Module, config: FitConfig, lr: float) -> Optimizer:

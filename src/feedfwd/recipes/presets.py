@@ -6,6 +6,9 @@ Each was chosen on held-back training data, never on a test part; LOG.md says wh
 from dataclasses import dataclass
 from typing import Any
 
+from feedfwd.config import FitConfig
+from feedfwd.ffn.spec import is_gated
+
 FEW = 20_000  # examples below which a data set is small
 
 
@@ -18,6 +21,19 @@ class Facts:
     augment: bool = True  # whether images may be deformed
     table: bool = False  # rows with named columns
     regress: bool = False  # numbers to predict
+
+
+def over_preset(config: FitConfig, facts: Facts) -> FitConfig:
+    """The settings over what their effort means, and over what only all of them together ask for.
+
+    A gate multiplies what a layer gets by itself: without a norm between them, sizes are squared from one gated layer
+    to the next, and grow out of bounds or fade. A table's numbers are bounded, and two layers do. A residual network is
+    normalised anyway.
+    """
+    config = config.over(preset(config.effort, facts))
+    m = config.model
+    gated = is_gated(config.ffn.kind, config.ffn.activation) and not m.residual
+    return config.over({"model.norm": "layer"}) if gated and len(m.hidden) > 1 + facts.table else config
 
 
 def preset(effort: str, facts: Facts) -> dict[str, Any]:

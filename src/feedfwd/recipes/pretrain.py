@@ -21,6 +21,7 @@ from feedfwd.models import adapt
 from feedfwd.recipes import environment
 from feedfwd.recipes.adapters import LOW_RANK, keep
 from feedfwd.recipes.console import Listener, Silent
+from feedfwd.recipes.interrupt import resumable
 from feedfwd.recipes.memory import memory
 from feedfwd.recipes.pace import EVALUATIONS, FEW, Look, Pace, again_at, planned, replanned, scored
 from feedfwd.recipes.samples import judge, sample
@@ -54,7 +55,9 @@ def pretrain_config(
     with torch.random.fork_rng():
         prepared = prepare_text(config, listener)
         name = "+".join(Path(source).stem for source in config.sources)
-        return _begin(prepared, Run.create(run_path, name[:60]), listener, started)
+        run = Run.create(run_path, name[:60])
+        with resumable("pretrain", run):
+            return _begin(prepared, run, listener, started)
 
 
 def _begin(prepared: PreparedText, run: Run, listener: Listener, started: float) -> Writer:
@@ -94,7 +97,7 @@ def resume(path: Path, listener: Listener | None = None, *, started: float | Non
             hint=f"to train it further, start a new run: feedfwd pretrain SOURCE --from {path}",
         )
     config = parse(PretrainConfig, run.settings())
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), resumable("pretrain", run):
         prepared = prepare_text(config, listener, tokenizer=TextTokenizer.load(run.path / TOKENIZER))
         if config.minutes is not None:  # stopped before it was planned
             run.log_file.unlink(missing_ok=True)

@@ -30,6 +30,7 @@ from feedfwd.recipes import environment
 from feedfwd.recipes.adapters import LOW_RANK, adapted, keep
 from feedfwd.recipes.classifier import TOKENIZER, TokenReader
 from feedfwd.recipes.console import Listener, Silent
+from feedfwd.recipes.interrupt import resumable
 from feedfwd.recipes.pretrained import Pretrained
 from feedfwd.recipes.say import said_sets
 from feedfwd.recipes.training import Batches, Training
@@ -292,7 +293,9 @@ def run_config(
     listener = listener or Silent()
     with torch.random.fork_rng():
         p = prepare(config)
-        return _begin(p, Run.create(run_path, Path(config.source).stem), listener, started)
+        run = Run.create(run_path, Path(config.source).stem)
+        with resumable("finetune", run):
+            return _begin(p, run, listener, started)
 
 
 def _begin(p: Prepared, run: Run, listener: Listener, started: float) -> Any:
@@ -301,11 +304,12 @@ def _begin(p: Prepared, run: Run, listener: Listener, started: float) -> Any:
     write_json(run.preprocess_file, p.about())
     if p.pretrained is not None:
         write_text(run.path / TOKENIZER, p.pretrained.tokenizer.text)
+    run.write_settings(p.verb, p.frozen().model_dump(exclude_none=True))
     if p.config.minutes is not None:
         steps = plan_steps(60 * p.config.minutes, per_step=tried(p))
         listener.say(f"{steps:,} updates fit into {p.config.minutes:g} minutes")
         p = replace(p, config=p.config.with_("minutes", None).with_("train.steps", steps))
-    run.write_settings(p.verb, p.frozen().model_dump(exclude_none=True))
+        run.write_settings(p.verb, p.frozen().model_dump(exclude_none=True))
     return Retrieving(p, run, listener, started).train()
 
 
@@ -338,8 +342,12 @@ def resume_run(
     run = opened(path, verb)
     if run.finished:
         raise RunError(f"{path} is finished; there is nothing to resume", hint="start a new run from it with --from")
-    with torch.random.fork_rng():
-        p = prepare(parse(run.settings()), resolved=True)
+    config = parse(run.settings())
+    with torch.random.fork_rng(), resumable("finetune", run):
+        p = prepare(config, resolved=True)
+        if config.minutes is not None:  # stopped before it was planned
+            run.log_file.unlink(missing_ok=True)
+            return _begin(p, run, listener, at)
         for line in overview(p):
             listener.say(line)
         training = Retrieving(p, run, listener, at)

@@ -19,7 +19,7 @@ from feedfwd.data.batches import Batch
 from feedfwd.errors import RunError
 from feedfwd.recipes import state
 from feedfwd.recipes.console import Listener
-from feedfwd.recipes.interrupt import Interrupted, graceful
+from feedfwd.recipes.interrupt import Interrupted, going_on, graceful
 from feedfwd.report import write_report
 from feedfwd.train.averaging import EMA
 from feedfwd.train.health import Finding, Health
@@ -31,6 +31,7 @@ from feedfwd.train.progress import Meter, Progress
 from feedfwd.train.schedules import build_schedule
 
 LOGGED = 200  # about so many steps of a run are logged
+LONG = 30.0  # seconds of updates that are worth saving before the scoring at the end
 
 
 class Batches(Iterator[Batch], Protocol):
@@ -130,6 +131,7 @@ class Training:
     def updates(self) -> None:
         """All updates still to do; then the model holds the weights to keep."""
         self._began = time.perf_counter() - self.seconds
+        self._saved = time.perf_counter()
         meter = Meter(self.steps)
         self.model.train()  # all of it: a pretrained body comes in evaluation mode
         self.health = self._watch() if self.config.health else None
@@ -145,14 +147,17 @@ class Training:
                     self._examine(step)
                     if step.n % self.evaluate_every == 0 and not last and self.assess():
                         break
-                    due = self.between() or step.n % self.config.save_every == 0 or stop.number is not None
+                    due = self.between() or step.n % self.config.save_every == 0
                     meter.total = self.steps
-                    if due and not last:
+                    due = time.perf_counter() - self._saved > LONG if last else due
+                    if due or stop.number is not None:
                         self.save()
-                if stop.number is not None and not last:
-                    where = f"stopped at step {step.n} of {self.steps}"
-                    raise Interrupted(f"{where}; go on with: feedfwd {self.verb} --resume {self.run.path}", stop.number)
+                if stop.number is not None:
+                    break
                 ended = time.perf_counter()
+        if stop.number is not None:
+            where = f"stopped at step {self.step} of {self.steps}"
+            raise Interrupted(f"{where}; {going_on(self.verb, self.run.path)}", stop.number)
         self._tick()
         self.settle()
         self.model.eval()
@@ -242,6 +247,7 @@ class Training:
             "health": None if self.health is None else self.health.state_dict(),
         }
         self.run.save_state(self.step, tensors | self.tensors(), counters | self.counters())
+        self._saved = time.perf_counter()
 
     def restore(self) -> None:
         """Go back to the newest saved state, or to the beginning where there is none."""
@@ -266,12 +272,15 @@ class Training:
 
     def leave(self, result: dict[str, Any], summary: Callable[[dict[str, Any]], list[str]]) -> None:
         """The result, the report made from it, and both in words; then the state to resume from goes."""
-        self.run.log({"event": "end", "step": self.step, "seconds": self.seconds})
-        write_json(self.run.result_file, result)
-        report = write_report(self.run.path)
-        result["seconds"]["total"] = time.perf_counter() - self.started
-        write_json(self.run.result_file, result)
-        self.run.drop_state()
+        with graceful() as stop:  # whole, or to be made again
+            self.run.log({"event": "end", "step": self.step, "seconds": self.seconds})
+            write_json(self.run.result_file, result)
+            report = write_report(self.run.path)
+            result["seconds"]["total"] = time.perf_counter() - self.started
+            write_json(self.run.result_file, result)
+            self.run.drop_state()
+        if stop.number is not None:
+            raise Interrupted("", stop.number)
         for line in summary(result):
             self.listener.say(line)
         self.listener.say(f"report: {report}")

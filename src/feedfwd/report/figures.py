@@ -183,6 +183,19 @@ def calibration_figure(
     return Figure(title, svg, (("--first", "measured, 95% interval"), ("--muted", "perfect")))
 
 
+def dependence_figure(column: str, of: str, points: Points, place: int) -> Figure:
+    """The mean answer by the value that every row has in one column; `place` tells the page's figures apart."""
+
+    def draw(axes: Any) -> None:
+        axes.plot(*zip(*points, strict=True), color=FIRST, marker="o", markersize=3.6, markeredgewidth=0)
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.6g}")
+        axes.yaxis.set_major_formatter(lambda y, _: f"{y:,.6g}")
+        axes.set_xlabel(column)
+
+    svg = page_svg(draw, f"dependence-{place}", f"{of} by {column}")
+    return Figure(column, svg, (("--first", of),))
+
+
 def prediction_figure(name: str, points: Points) -> Figure:
     """Predicted against true values of one target."""
     true, predicted = zip(*points, strict=True)

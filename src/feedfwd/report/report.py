@@ -97,6 +97,7 @@ def _page(result: dict[str, Any], events: list[Event], config: str | None) -> st
         figures=_detail_figures(details) if figures.available() else [],
         judgement=result.get("judgement"),
         judgement_figures=_judgement_figures(result.get("judgement")) if figures.available() else [],
+        dependence=_dependence(result.get("table") or {}) if figures.available() else {},
         scores=_score_rows(result, details),
         matrix=_matrix(details),
         config=config,
@@ -230,6 +231,16 @@ def _detail_figures(details: dict[str, Any]) -> list[figures.Figure]:
     if details.get("kind") == "classification":
         return [figures.calibration_figure(details["reliability"]["bins"])]
     return [figures.prediction_figure(t["name"], t["points"]) for t in details.get("targets", [])[:4]]
+
+
+def _dependence(table: dict[str, Any]) -> dict[str, figures.Figure]:
+    """A curve for each column of numbers; what depends on names stays a table."""
+    found = {}
+    for place, column in enumerate(table.get("dependence") or []):
+        name, points = column["column"], column["points"]
+        if len(points) > 2 and all(isinstance(value, int | float) for value, _ in points):
+            found[name] = figures.dependence_figure(name, column["of"], points, place)
+    return found
 
 
 def _judgement_figures(judgement: dict[str, Any] | None) -> list[figures.Figure]:

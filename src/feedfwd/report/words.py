@@ -71,12 +71,14 @@ def score(name: str, value: float | None, n: int = 0) -> str:
 
 
 def interval(name: str, ends: Sequence[float], n: int = 0) -> str:
-    """Both ends, the unit once.
+    """Both ends, the unit once; a share ends at 100 %, whatever its error would allow.
 
-    >>> interval("accuracy", [0.9796, 0.9848], 10_000)
-    '97.96 – 98.48%'
+    >>> interval("accuracy", [0.9796, 0.9848], 10_000), interval("accuracy", [0.9, 1.05])
+    ('97.96 – 98.48%', '90.0 – 100.0%')
     """
     low, high = ends
+    if word(name).percent:
+        low, high = max(low, 0.0), min(high, 1.0)
     return f"{score(name, low, n).removesuffix('%')} – {score(name, high, n)}"
 
 

@@ -8,7 +8,6 @@
 
 import json
 import shlex
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from feedfwd.checkpoint import Run, write_json, write_text
 from feedfwd.config import FitConfig, parse
 from feedfwd.errors import ConfigError, RunError, TrainingError
 from feedfwd.recipes.console import Listener, Silent
+from feedfwd.recipes.interrupt import AGAIN, going_on, told
 from feedfwd.report.words import duration, word
 from feedfwd.study.advice import Advice, Worth, said, to_json, worth
 from feedfwd.study.choices import choices, combined, in_turn, with_all
@@ -140,9 +140,10 @@ def advise(
     """
     listener = listener or Silent()
     optuna_module()
-    question, lines = planned(base, minutes, score=score, workers=workers)
-    folder = Run.create(run, f"advise-{source_name(question.search)}").path
-    _keep(question, folder)
+    with told(lambda: AGAIN, instead=True):
+        question, lines = planned(base, minutes, score=score, workers=workers)
+        folder = Run.create(run, f"advise-{source_name(question.search)}").path
+        _keep(question, folder)
     for line in lines.splitlines():
         listener.say(line)
     return _carried_out(question, folder, listener)
@@ -173,6 +174,11 @@ def _keep(q: Question, folder: Path) -> None:
 
 
 def _carried_out(q: Question, folder: Path, listener: Listener) -> Advice:
+    with told(lambda: going_on("advise", folder)):
+        return _advised(q, folder, listener)
+
+
+def _advised(q: Question, folder: Path, listener: Listener) -> Advice:
     began = time.perf_counter()
     rows = _rows(q, q.search, folder, listener, None if q.checking else SEARCH * q.seconds)
     if rows[0].state != "done":
@@ -194,10 +200,12 @@ def _carried_out(q: Question, folder: Path, listener: Listener) -> Advice:
     changes = advised.changes if advised else {}
     settings = whole(with_all(q.search.base, changes))
     write_text(folder / CONFIG, tomli_w.dumps(settings))
-    tests = {"defaults": _tested(q.search.base, folder / "defaults")}
     gain = None
+    with told(lambda: going_on("advise", folder), instead=True):
+        tests = {"defaults": _tested(q.search.base, folder / "defaults")}
+        if advised:
+            tests["advised"] = _tested(settings, folder / "advised")
     if advised:
-        tests["advised"] = _tested(settings, folder / "advised")
         gain = beside(folder / "advised", folder / "defaults", q.search.score)
     advice = Advice(
         q.search, folder / CONFIG, advised, rows[0], worths, q.check, checked, tests, gain, time.perf_counter() - began
@@ -220,7 +228,7 @@ def _rows(q: Question, plan: Plan, folder: Path, listener: Listener, seconds: fl
         spent = sum(o["seconds"] for row in rows for o in row.outcomes.values()) / q.workers
         shared.end_at(time.time() + seconds - spent)
     if shared.unfinished:
-        trained(shared, url, listener, q.workers, f"go on with: feedfwd advise --resume {folder}")
+        trained(shared, url, listener, q.workers, going_on("advise", folder))
         rows = shared.rows()
     return rows
 
@@ -260,11 +268,7 @@ def proven(checked: list[Worth]) -> Worth | None:
 
 def _tested(settings: dict[str, Any], path: Path) -> dict[str, Any]:
     """The run's result, trained unless it is there already."""
-    run = Run(path)
-    if not run.finished:
-        shutil.rmtree(path, ignore_errors=True)  # what a kill left
-        return Fit().final(parse(FitConfig, settings), path, Silent())
-    return run.read_json(run.result_file)
+    return Fit().final(parse(FitConfig, settings), path, Silent())
 
 
 def _command(q: Question) -> str:

@@ -18,7 +18,7 @@ from feedfwd.checkpoint import Run, write_json, write_text
 from feedfwd.config import Recipe, parse
 from feedfwd.errors import ConfigError, RunError
 from feedfwd.recipes.console import Listener, Silent
-from feedfwd.recipes.interrupt import Interrupted, graceful
+from feedfwd.recipes.interrupt import AGAIN, Interrupted, going_on, graceful, told
 from feedfwd.report.words import count, duration, word
 from feedfwd.study import results
 from feedfwd.study.plan import Plan
@@ -79,17 +79,18 @@ def compare(
     """
     listener = listener or Silent()
     optuna_module()
-    plan, known = plan.checked()
-    plan = _in_equal_time(plan, listener)
-    folder = Run.create(run, f"compare-{source_name(plan)}").path
-    url = storage or f"sqlite:///{(folder / 'study.db').resolve()}"
-    shared = Shared.begin(plan, url, folder)
-    write_json(
-        folder / FILE, {"format": 1, "storage": url, "name": plan.name, "workers": workers, "plan": plan.to_json()}
-    )
-    for line in overview(plan, known, workers or at_a_time(plan)):
-        listener.say(line)
-    return _carried_out(shared, url, listener, workers)
+    with told(lambda: AGAIN, instead=True):
+        plan, known = plan.checked()
+        plan = _in_equal_time(plan, listener)
+        folder = Run.create(run, f"compare-{source_name(plan)}").path
+        url = storage or f"sqlite:///{(folder / 'study.db').resolve()}"
+        said = {"format": 1, "storage": url, "name": plan.name, "workers": workers, "plan": plan.to_json()}
+        write_json(folder / FILE, said)
+    with told(lambda: going_on("compare", folder)):
+        shared = Shared.begin(plan, url, folder)
+        for line in overview(plan, known, workers or at_a_time(plan)):
+            listener.say(line)
+        return _carried_out(shared, url, listener, workers)
 
 
 def resume(folder: Path, listener: Listener | None = None, *, workers: int | None = None) -> Result:
@@ -102,13 +103,15 @@ def resume(folder: Path, listener: Listener | None = None, *, workers: int | Non
         if said.get("study") == "advise":
             raise RunError(f"{folder} is advice", hint=f"go on with: feedfwd advise --resume {folder}")
         url, name, before = said["storage"], said["name"], said["workers"]
+        plan = Plan.from_json(said["plan"])
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise RunError(f"{file} is damaged: {error}", hint="restore it from a copy, or begin anew") from None
     if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
         url = f"sqlite:///{(folder / 'study.db').resolve()}"  # the directory was moved
-    shared = Shared.join(url, name, folder)
-    shared.bury()
-    return _carried_out(shared, url, listener or Silent(), workers or before)
+    with told(lambda: going_on("compare", folder)):
+        shared = Shared.begin(plan, url, folder, name=name)  # to the end, where it was stopped in beginning
+        shared.bury()
+        return _carried_out(shared, url, listener or Silent(), workers or before)
 
 
 def dry_run(plan: Plan, listener: Listener, *, workers: int | None = None) -> float:
@@ -124,7 +127,8 @@ def dry_run(plan: Plan, listener: Listener, *, workers: int | None = None) -> fl
             break
         name = plan.label(variant)
         found = known.get(name)
-        widths = f", hidden {plan.changes(variant)}" if plan.match in ("parameters", "flops") else ""
+        solved = plan.changes(variant) if plan.match in ("parameters", "flops") else {}
+        widths = "".join(f", {key}={solved[key]}" for key in ("model.hidden", "ffn.hidden") if key in solved)
         cost = f"  {found.parameters:,} parameters, {count(found.flops)} FLOPs forward" if found else ""
         listener.say(f"  {number}  {name}{cost}{widths}")
     each = plan.training.seconds(plan.trial_config(next(v for v in plan.queue if v is not None), plan.seeds[0]))
@@ -143,7 +147,7 @@ def overview(plan: Plan, known: dict[str, Known], workers: int) -> list[str]:
         f"{source_name(plan)}: {len(plan.queue)} variants × {seeds} seeds{how}{match[plan.match]}; {workers} at a time",
         f"decided by {word(plan.score).label} on {first.validation:,} {'examples' if least else 'tokens'} held back "
         f"from the training part, the same for every variant"
-        + ("; the test part stays closed until there is a winner" if plan.verb == "fit" else ""),
+        + ("; the test part stays closed until there is a winner" if plan.verb != "pretrain" else ""),
     ]
 
 
@@ -152,7 +156,7 @@ def overview(plan: Plan, known: dict[str, Known], workers: int) -> list[str]:
 
 def _carried_out(shared: Shared, url: str, listener: Listener, workers: int | None) -> Result:
     began = time.perf_counter()
-    trained(shared, url, listener, workers, f"go on with: feedfwd compare --resume {shared.folder}")
+    trained(shared, url, listener, workers, going_on("compare", shared.folder))
     return finished(shared, listener, time.perf_counter() - began)
 
 
@@ -186,16 +190,11 @@ def finished(shared: Shared, listener: Listener, seconds: float) -> Result:
     for line in results.verdict(result):
         listener.say(line)
     if plan.verb != "pretrain":  # a language model has no test part: the winner's runs are in trials/
-        path = folder / "winner"
-        n = 2
-        while path.exists():  # of a study that was stopped in here
-            path, n = folder / f"winner-{n}", n + 1
-        final = plan.training.final(winner, path, Silent())
-        result = replace(
-            result, test=final.get("test"), test_n=final["sizes"].get("test"), details=final.get("test_details")
-        )
+        with told(lambda: going_on("compare", folder), instead=True):
+            test = shared.opened(lambda heard: plan.training.final(winner, folder / "winner", heard))
+        result = replace(result, test=test.scores, test_n=test.n, details=test.details)
         write_json(folder / RESULT, result.to_json())
-        listener.say(results.tested(result, path))
+        listener.say(results.tested(result, test.path))
     report = write_study_report(folder)
     listener.say(f"train it with: feedfwd {plan.verb} --config {folder / WINNER}")
     listener.say(f"report: {report}")

@@ -23,7 +23,7 @@ def intervals(variants: Sequence[dict[str, Any]], score: str) -> Figure:
             mean = v["mean"]
             axes.plot(v["scores"][score], [y] * len(v["seeds"]), "o", color=MUTED, markersize=2.6, alpha=0.55)
             if mean["low"] is not None:
-                axes.plot([mean["low"], mean["high"]], [y, y], color=colour, linewidth=2)
+                axes.plot(ends(score, mean), [y, y], color=colour, linewidth=2)
             axes.plot([mean["mean"]], [y], "o", color=colour, markersize=5.5, markeredgewidth=0)
             axes.annotate(
                 v["label"], (0, y), (0, 6), xycoords=("axes fraction", "data"), textcoords="offset points", fontsize=8.5
@@ -101,7 +101,7 @@ def effect(found: dict[str, Any], score: str, number: int) -> Figure:
     def draw(axes: Any) -> None:
         for x, (_, e) in enumerate(levels):
             if e["low"] is not None and e["n"] > 1:
-                axes.plot([x, x], [e["low"], e["high"]], color=FIRST, linewidth=2, alpha=0.5)
+                axes.plot([x, x], ends(score, e), color=FIRST, linewidth=2, alpha=0.5)
             axes.plot([x], [e["mean"]], "o", color=FIRST, markersize=5.5, markeredgewidth=0)
         few = len(levels) <= 5
         names = [name if len(name) <= (60 // len(levels)) else name[: 60 // len(levels)] + "…" for name, _ in levels]
@@ -159,6 +159,16 @@ def front(points: Sequence[tuple[float, float]], higher: bool) -> list[int]:
         if isfinite(y) and (not found or (y > points[found[-1]][1] if higher else y < points[found[-1]][1])):
             found.append(i)
     return found
+
+
+def ends(score: str, e: dict[str, Any]) -> list[float]:
+    """An interval as it is drawn: that of a share ends at 0 and at 100 %.
+
+    >>> ends("accuracy", {"low": 0.9, "high": 1.2}), ends("rmse", {"low": 0.9, "high": 1.2})
+    ([0.9, 1.0], [0.9, 1.2])
+    """
+    low, high = float(e["low"]), float(e["high"])
+    return [max(low, 0.0), min(high, 1.0)] if word(score).percent else [low, high]
 
 
 def _scores(axes: Any, score: str, which: str) -> None:

@@ -10,7 +10,7 @@ from feedfwd.config_pretrain import PretrainConfig
 from feedfwd.errors import ConfigError
 from feedfwd.ffn.accounting import equal_hidden
 from feedfwd.recipes.predictor import build_model
-from feedfwd.recipes.prepare import prepare
+from feedfwd.recipes.prepare import parts, prepare
 from feedfwd.recipes.text import shape
 
 FORM = ("model.", "bag.", "size", "ffn.hidden", "effort", "minutes")  # what a reference takes over from its variant
@@ -34,9 +34,11 @@ def _hidden_sizes(config: FitConfig, reference: FitConfig, by: str) -> list[int]
         preprocess, sizes = prepared.predictor.preprocess, list(prepared.config.model.hidden)
         target = prepared.model.flops if by == "flops" else prepared.model.parameter_count
 
+        settled = parts(config).config  # with the norm and the members that its effort means
+
         def cost(hidden: list[int]) -> int:
             # what a start costs to draw has no part in it
-            model = build_model(config.with_("model.hidden", hidden).with_("ffn.init", "zero"), preprocess)
+            model = build_model(settled.with_("model.hidden", hidden).with_("ffn.init", "zero"), preprocess)
             return model.flops if by == "flops" else model.parameter_count
 
         return nearest_sizes(sizes, target, cost)

@@ -213,7 +213,7 @@ def _with_interval(name: str, e: Estimate) -> str:
 
 
 def _amount(name: str, value: float) -> str:
-    return f"{100 * value:.2f} points" if word(name).percent else number(value)
+    return f"{100 * value:.2f} points".replace("-0.00 ", "0.00 ") if word(name).percent else number(value)
 
 
 def _difference(name: str, c: Comparison) -> str:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from feedfwd.errors import MissingExtra, RunError
+from feedfwd.recipes.console import Listener, Silent
 from feedfwd.recipes.interrupt import Interrupted
 from feedfwd.study.plan import Plan
 from feedfwd.study.space import Choice, Variant
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 BEAT, GRACE = 20, 90  # seconds between a worker's signs of life, and after which it is taken for dead
 OFTEN = 1.0  # seconds between notes of how far a training is
 ATTEMPTS = 5  # at opening a storage that others open at the same time
+SETTLED = 0.2  # seconds after which nobody else claims what was free
 PATIENCE = 5.0  # seconds in which who begins a study queues at least one more variant
 RUNGS, KEPT = (
     11,
@@ -64,6 +66,28 @@ class Row:
         return np.array([self.outcomes[s]["scores"][name] if s in self.outcomes else np.nan for s in seeds])
 
 
+@dataclass(frozen=True)
+class Opened:
+    """What the winner reached on the test part."""
+
+    path: Path  # of its run, where it was trained
+    scores: dict[str, float] | None
+    n: int | None
+    details: dict[str, Any]
+
+
+class _Beating(Silent):
+    """Tells the others, whenever a training says how far it is, that it is still in work."""
+
+    def __init__(self, beat: Callable[[], None]) -> None:
+        self.beat, self.told = beat, time.monotonic()
+
+    def progress(self, step: int, total: int, text: str) -> None:
+        if time.monotonic() - self.told > BEAT:
+            self.told = time.monotonic()
+            self.beat()
+
+
 class Shared:
     """One study in its storage."""
 
@@ -71,9 +95,9 @@ class Shared:
         self.study, self.plan, self.folder = study, plan, folder
 
     @classmethod
-    def begin(cls, plan: Plan, url: str, folder: Path, *, seed: int = 0) -> "Shared":
+    def begin(cls, plan: Plan, url: str, folder: Path, *, seed: int = 0, name: str | None = None) -> "Shared":
         """The study that `plan` asks for: a new one with all its work queued, or the one that is there."""
-        optuna, name = optuna_module(), plan.name
+        optuna, name = optuna_module(), name or plan.name
         storage = _storage(url)
         try:
             study = optuna.create_study(
@@ -230,6 +254,32 @@ class Shared:
         twins = [r for r in self.rows() if r.variant == variant and r.number != trial.user_attrs["number"]]
         return {str(seed): outcome for twin in twins for seed, outcome in twin.outcomes.items()}
 
+    # --- the test part ------------------------------------------------------------------------------------------------
+
+    def opened(self, train: Callable[[Listener], dict[str, Any]]) -> Opened:
+        """What `train`, a run's result, says of the test part; of all who take part in a study one asks it, and once.
+
+        The others wait for the answer, and so does who asks again later. Where that one dies, another takes its place.
+        """
+
+        def claim() -> None:
+            self.study.set_user_attr("test", {"by": _me(), "at": time.time()})
+
+        while True:
+            found = self.study.user_attrs.get("test")
+            if found is not None and "path" in found:
+                return Opened(Path(found["path"]), found["scores"], found["n"], found["details"])
+            if found is None or _given_up(found):
+                claim()
+                time.sleep(SETTLED)  # of several that claim it at once, the last has it
+            elif found["by"] == _me():
+                result = train(_Beating(claim))
+                details = {"intervals": (result.get("test_details") or {}).get("intervals", {})}
+                said = {"scores": result.get("test"), "n": result["sizes"].get("test"), "details": details}
+                self.study.set_user_attr("test", {"by": _me(), "path": str(self.folder / "winner"), **said})
+            else:
+                time.sleep(OFTEN)
+
     # --- after a kill -------------------------------------------------------------------------------------------------
 
     def requeue(self) -> None:
@@ -345,6 +395,14 @@ def _quietly() -> Iterator[None]:
 
 def _me() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _given_up(claim: Mapping[str, Any]) -> bool:
+    """Whether who claimed it is no more: by its process on this machine, by its signs of life on another."""
+    host, _, pid = claim["by"].rpartition(":")
+    if host == socket.gethostname():
+        return not _alive(int(pid))
+    return bool(time.time() - claim["at"] > GRACE)
 
 
 def _alive(pid: int) -> bool:

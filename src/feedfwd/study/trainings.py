@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +22,7 @@ from feedfwd.evaluate.intervals import bootstrap_interval
 from feedfwd.ffn.spec import build_ffn
 from feedfwd.recipes.console import Listener, Silent
 from feedfwd.recipes.fit import Fitting, fit_config
+from feedfwd.recipes.fit import resume as resume_fit
 from feedfwd.recipes.plan import plan, tried
 from feedfwd.recipes.predictor import Predictor
 from feedfwd.recipes.prepare import parts, prepare
@@ -76,7 +78,10 @@ class Training(Protocol):
         """Train and score on validation; `folder` may be written to. The test part stays closed."""
 
     def final(self, config: Recipe, path: Path, listener: Listener) -> dict[str, Any]:
-        """Train the winner into a run directory of its own and open its test part; its result."""
+        """Train the winner into a run directory of its own and open its test part; its result.
+
+        A run that is there already is read, or resumed where it isn't finished.
+        """
 
 
 class Unkept(Run):
@@ -139,7 +144,7 @@ class Fit:
 
     def final(self, config: Recipe, path: Path, listener: Listener) -> dict[str, Any]:
         assert isinstance(config, FitConfig)
-        return fit_config(config, path, listener).result
+        return _brought_to_an_end(path, lambda: fit_config(config, path, listener), lambda: resume_fit(path, listener))
 
     def resolved(self, config: FitConfig) -> tuple[FitConfig, bool]:
         """All settings, the preset's beneath those said; and whether the source is a table."""
@@ -197,17 +202,27 @@ def root_mean(squares: np.ndarray, axis: int) -> np.ndarray:
     return np.asarray(np.sqrt(squares.mean(axis)))
 
 
+def _brought_to_an_end(path: Path, begin: Callable[[], object], resume: Callable[[], object]) -> dict[str, Any]:
+    """The result of the run at `path`: read where it is finished, else resumed, else begun."""
+    run = Run(path)
+    if not run.finished:
+        if run.config_file.is_file():
+            resume()
+        else:
+            shutil.rmtree(path, ignore_errors=True)  # of one that was stopped before its settings were written
+            begin()
+    found: dict[str, Any] = run.read_json(run.result_file)
+    return found
+
+
 class Kept:
     """A verb that trains into run directories, one a training; scores and curve are read from there."""
 
     verb: str
 
     def run(self, config: Recipe, folder: Path, watch: Watch) -> Outcome:
-        shutil.rmtree(folder, ignore_errors=True)  # of a training that a kill cut short
         heard = _Follower(folder, watch)
-        self._train(config, folder, heard)
-        run = Run.open(folder)
-        result = run.read_json(run.result_file)
+        result = self.final(config, folder, heard)
         heard.read()
         flops = result.get("flops") or result.get("flops_per_token") or 0
         return Outcome(
@@ -223,10 +238,13 @@ class Kept:
     def _train(self, config: Recipe, path: Path, listener: Listener) -> None:
         raise NotImplementedError
 
+    def _resume(self, path: Path, listener: Listener) -> None:
+        raise NotImplementedError
+
     def final(self, config: Recipe, path: Path, listener: Listener) -> dict[str, Any]:
-        self._train(config, path, listener)
-        run = Run.open(path)
-        return run.read_json(run.result_file)
+        return _brought_to_an_end(
+            path, lambda: self._train(config, path, listener), lambda: self._resume(path, listener)
+        )
 
 
 class _Follower(Silent):
@@ -286,6 +304,11 @@ class Pretrain(Kept):
         assert isinstance(config, PretrainConfig)
         pretrain_config(config, path, listener)
 
+    def _resume(self, path: Path, listener: Listener) -> None:
+        from feedfwd.recipes.pretrain import resume
+
+        resume(path, listener)
+
 
 class Finetune(Kept):
     verb, kind = "finetune", FinetuneConfig
@@ -318,11 +341,30 @@ class Finetune(Kept):
             p = prepare_texts(config)
             return tried(p) * p.steps
 
+    def run(self, config: Recipe, folder: Path, watch: Watch) -> Outcome:
+        from feedfwd.recipes.finetune import validated
+
+        assert isinstance(config, FinetuneConfig)
+        heard = _Follower(folder, watch)
+        training, scores = validated(config, folder, heard)
+        heard.read()
+        shutil.rmtree(folder)  # a training of a study needs no model
+        with suppress(OSError):  # others are at work there
+            folder.parent.rmdir()
+        p = training.p
+        parameters = p.model.parameter_count
+        return Outcome(scores, heard.curve, training.seconds, parameters, p.flops, training.step, p.notes)
+
     def _train(self, config: Recipe, path: Path, listener: Listener) -> None:
         from feedfwd.recipes.finetune import finetune_config
 
         assert isinstance(config, FinetuneConfig)
         finetune_config(config, path, listener)
+
+    def _resume(self, path: Path, listener: Listener) -> None:
+        from feedfwd.recipes.finetune import resume
+
+        resume(path, listener)
 
 
 def _check_layer(config: PretrainConfig | FinetuneConfig) -> None:

@@ -5,14 +5,13 @@ from pathlib import Path
 
 
 def main(url: str, name: str, folder: str, number: str) -> int:
-    import torch
-
-    from feedfwd.study.shared import Shared
-
-    torch.set_num_threads(1)  # the workers are as many as the cores
-    shared = Shared.join(url, name, Path(folder), seed=int(number))
     try:
-        shared.work()
+        import torch
+
+        from feedfwd.study.shared import Shared
+
+        torch.set_num_threads(1)  # the workers are as many as the cores
+        Shared.join(url, name, Path(folder), seed=int(number)).work()
     except KeyboardInterrupt:
         return 130
     return 0

@@ -25,7 +25,8 @@ class EMA:
     def __init__(self, model: nn.Module, decay: float) -> None:
         saved = model.state_dict().keys()
         averaged: list[tuple[str, Tensor]] = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-        averaged += [(n, b) for n, b in model.named_buffers() if n in saved and b.is_floating_point()]
+        buffers = [(n, b) for n, b in model.named_buffers() if n in saved and b.is_floating_point()]
+        averaged += [(n, b) for n, b in buffers if b.isfinite().all()]  # ends of bins are not, and stay
         self.decay = decay
         self.updates = 0
         self.names = [name for name, _ in averaged]

@@ -39,7 +39,10 @@ GROWN = 1e3  # of activations from the first hidden layer to the last, either wa
 FADED, EXPLODED = 1e-4, 1e4  # of the first layer's gradient by the last's
 RASH, IDLE_UPDATE = 0.3, 1e-8  # what one update changes, by the weights' size
 CLIMBED = 1.5  # loss by what it began with
+STILL = 0.9  # of what it began with: a loss below has fallen, however noisy it is
 WORSE = 1.2  # held-out loss by its best
+OUTLIERS = 12  # held-out losses as large as the first that a few examples may add up to
+JUDGED = 30  # held-out examples from which on the answers to them are judged
 PEAK = 0.1  # of the highest rate so far: below it, updates are small on purpose
 
 _KINDS = tuple({type(make()) for name, make in ACTIVATIONS.items() if name != "identity"})
@@ -198,7 +201,8 @@ def judge(checkup: Checkup, lr: float, *, settled: bool = True, decayed: bool = 
     `settled`: some updates have been done, so that a start from zeros has passed. `decayed`: the rate is far below what
     it was, and updates are small on purpose.
     """
-    yield from _inputs(checkup)
+    if not settled:  # what a layer sees of embeddings moves with them later on
+        yield from _inputs(checkup)
     yield from _layers(checkup, lr)
     if settled:
         yield from _gradients(checkup)
@@ -365,24 +369,43 @@ class Health:
             return []
         self._validation.append((step, scores[name]))
         self._read()
+        return self._new([*self._worthless(step, scores), *self._by_heart(step, scores[name])])
+
+    def _worthless(self, step: int, scores: Mapping[str, float]) -> Iterator[Finding]:
+        """Whether, when all is done, an answer that looks at no input would do as well."""
+        if step != self._total or step < 40 or self.held_out < JUDGED:
+            return
+        r2, auroc = scores.get("r2", math.nan), scores.get("auroc", math.nan)
+        if r2 < 0:
+            what = f"worse than the mean of the targets (R² {r2:.2g})"
+        elif auroc < 0.5 + 1 / math.sqrt(self.held_out):  # 1.7 standard errors of balanced classes
+            what = f"no better than chance (AUROC {auroc:.2f})"
+        else:
+            return
+        yield Finding(
+            "worthless",
+            f"the held-out answers are {what}",
+            "see that the targets belong to the inputs and can be told from them; try another optimizer.lr, or more "
+            "updates",
+            step,
+        )
+
+    def _by_heart(self, step: int, loss: float) -> Iterator[Finding]:
         best_step, best = min(self._validation, key=lambda pair: pair[1])
         if self.stops_early or len(self._validation) < 4 or len(self._losses) < 20:
-            return []
+            return
         began, now = statistics.fmean(self._first), statistics.fmean(self._losses[-10:])
-        noise = 2 * began / math.sqrt(self.held_out)  # a few examples of a small part can do as much
-        if scores[name] < max(WORSE * best, best + noise) or now > min(0.5 * began, 0.8 * scores[name]):
-            return []
-        return self._new(
-            [
-                Finding(
-                    "by heart",
-                    f"it learns its examples by heart: the held-out loss rose from {best:.3g} (step {best_step:,}) to "
-                    f"{scores[name]:.3g}, that in training fell to {now:.3g}",
-                    "stop where it was best (train.patience=3), train for less, or take more dropout, weight decay "
-                    "or data; see that the labels belong to the examples",
-                    step,
-                )
-            ]
+        # a few examples of a small part can do as much
+        noise = began * max(2 / math.sqrt(self.held_out), OUTLIERS / self.held_out)
+        if loss < max(WORSE * best, best + noise) or now > min(0.5 * began, 0.8 * loss):
+            return
+        yield Finding(
+            "by heart",
+            f"it learns its examples by heart: the held-out loss rose from {best:.3g} (step {best_step:,}) to "
+            f"{loss:.3g}, that in training fell to {now:.3g}",
+            "stop where it was best (train.patience=3), train for less, or take more dropout, weight decay "
+            "or data; see that the labels belong to the examples",
+            step,
         )
 
     def _look(self, n: int) -> Checkup:
@@ -412,10 +435,11 @@ class Health:
                 f"take a third of optimizer.lr ({step.lr:.3g} at this step), a longer schedule.warmup, or train.clip=1",
                 step.n,
             )
-        elif not fallen(self._first, recent):
+        elif last > STILL * first and not fallen(self._first, recent):
             yield Finding(
                 "plateau",
-                f"the loss stands still: {first:.4g} at first, {last:.4g} over the last {few} updates",
+                f"the loss {'stands still' if last < 1.05 * first else 'does not fall'}: {first:.4g} at first, "
+                f"{last:.4g} over the last {few} updates",
                 f"try ten times and a tenth of optimizer.lr ({step.lr:.3g} at this step), and see that the targets "
                 "belong to the inputs",
                 step.n,
