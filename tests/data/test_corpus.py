@@ -184,6 +184,26 @@ def test_a_document_that_outweighs_all_others_is_cut(tmp_path: Path) -> None:
     assert len(train) + len(held) == 5009 and 490 <= len(held) <= 520
 
 
+def test_every_source_is_split_by_itself(tmp_path: Path) -> None:
+    many = jsonl(tmp_path / "many.jsonl", [f"a large source of many documents, this is {i}" for i in range(500)])
+    one, few = tmp_path / "one.txt", jsonl(tmp_path / "few.jsonl", [f"few {i}" for i in range(4)])
+    one.write_text("0123456789" * 10)
+    corpus = Corpus([str(many), str(one), str(few)])
+    held = [sum(map(len, documents(corpus, "validation", source))) for source in range(3)]
+    assert held == corpus.survey.validation_bytes and held[1] == 10 and held[2] > 0, "each is in the scores"
+    assert documents(corpus, "train", 1) == ["0123456789" * 9]
+    assert documents(corpus) == [text for source in range(3) for text in documents(corpus, "train", source)]
+    assert documents(corpus, "validation", 0) == documents(Corpus([str(many)]), "validation")
+    assert any("half of the text of one.txt" in note for note in corpus.notes) and "end of one" in corpus.describe()
+
+
+def test_what_only_copies_another_source_is_no_harm(tmp_path: Path) -> None:
+    a, b = jsonl(tmp_path / "a.jsonl", TEXTS), jsonl(tmp_path / "b.jsonl", TEXTS[:3])
+    corpus = Corpus([str(a), str(b)])
+    assert corpus.survey.train_bytes[1] == corpus.survey.validation_bytes[1] == 0
+    assert documents(corpus, "train", 1) == documents(corpus, "validation", 1) == []
+
+
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("share", [0.001, 0.1, 0.9, 0.999])
 def test_both_sides_get_a_document(seed: int, share: float) -> None:
