@@ -211,7 +211,7 @@ CASES: list[tuple[str, Make, str]] = [
     ("settings of another model", spoilt(wider, "generate", "done", "a"), "config.toml"),
     ("an export of no known form", command("export", "done", "--to", "gguf", "--out", "out"), "known: hf, onnx"),
     ("an export onto something", command("export", "done", "--to", "hf", "--out", "half"), "not empty"),
-    ("an export of what fills in", command("export", "masked", "--to", "hf", "--out", "out"), "model.causal"),
+    ("an export of what fills in", command("export", "masked", "--to", "hf", "--out", "out"), "train.objective=masked"),
 ]  # fmt: skip
 
 
