@@ -210,6 +210,7 @@ def test_a_dry_run_tells_time_and_memory_and_leaves_nothing(capsys: pytest.Captu
     assert call("pretrain", "text.txt", "--dry-run", *SETS) == 0
     said = capsys.readouterr().out
     assert "MB of memory" in said and "an update" in said and "[model]" in said
+    assert "training tokens a parameter" in said and "train longer" in said
     assert {p for p in Path.cwd().rglob("*") if "cache" not in p.parts} == before
 
 

@@ -281,12 +281,12 @@ def _flat(config: PretrainConfig) -> dict[str, Any]:
     return {f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()}
 
 
-def too_short(p: PreparedText) -> list[str]:
-    """A note where the network has too many parameters for the tokens that it will see.
+def too_short(p: PreparedText, steps: int | None = None) -> list[str]:
+    """A note where the network has too many parameters for the tokens that it will see in `steps`, else in its own.
 
     Not where its size was chosen for the minutes: the larger of two sizes does better long before that.
     """
-    tokens, parameters = p.steps * p.tokens_per_update, p.model.parameter_count
+    tokens, parameters = (steps or p.steps) * p.tokens_per_update, p.model.parameter_count
     if p.suited or p.base is not None or tokens >= PER_PARAMETER * parameters:
         return []
     smaller = fitting(tokens, p.tokenizer.vocabulary, per_parameter=PER_PARAMETER)
