@@ -178,11 +178,11 @@ class Run:
             raise RunError(f"{self.path} is incomplete: {self.model_file.name} is missing", hint=self._repair())
         return _load(self.model_file, self._repair())
 
-    def misfit(self, error: RuntimeError) -> RunError:
+    def misfit(self, error: Exception, what: object = None) -> RunError:
         """What to raise where torch says that the weights are of another model; it lists every tensor."""
         lines = [line.strip().rstrip(".") for line in str(error).splitlines()]
         first, more = lines[min(1, len(lines) - 1)], f", and {len(lines) - 2} more" if len(lines) > 2 else ""
-        return RunError(f"{self.model_file} doesn't fit config.toml: {first}{more}", hint="was one replaced?")
+        return RunError(f"{what or self.model_file} doesn't fit config.toml: {first}{more}", hint="was one replaced?")
 
     # --- the log --------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from feedfwd.checkpoint import Run
 from feedfwd.cli import main
 from feedfwd.config import overrides, parse
 from feedfwd.config_pretrain import PretrainConfig
+from feedfwd.data.tokenizer import learn_chars
 from feedfwd.errors import RunError
 from feedfwd.recipes.console import Silent
 from feedfwd.recipes.interrupt import Interrupted
@@ -122,6 +123,60 @@ def test_hidden_tokens_are_filled_in(capsys: pytest.CaptureFixture[str]) -> None
         assert "hidden tokens" in capsys.readouterr().err
     assert call("info", "run") == call("runs", ".") == call("evaluate", "run", "text.txt") == 0
     assert "nats a hidden token" in capsys.readouterr().out
+
+
+def stopped_half_way() -> None:
+    with pytest.raises(Interrupted):
+        pretrain_config(config("train.save_every=4"), Path("half"), StopAt(6))
+
+
+def edited(*pairs: tuple[str, str]) -> None:
+    file = Path("half/config.toml")
+    for old, new in pairs:
+        assert file.read_text().count(old) == 1, old
+        file.write_text(file.read_text().replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "said"),
+    [
+        ([("\nwidth = 16", "\nwidth = 32"), ("hidden = 32", "hidden = 48")], "model.width=32 (was 16), ffn.hidden=48"),
+        ([('name = "muon"', 'name = "adamw"')], "optimizer.name=adamw (was muon)"),
+        ([("ema = 0.0", "ema = 0.9")], "train.ema=0.9 (was 0.0)"),
+        ([("row = 16", "row = 8")], "data.row=8 (was 16)"),
+        ([("validation = 0.1", "validation = 0.2")], "data.validation=0.2 (was 0.1)"),
+    ],
+    ids=lambda p: p if isinstance(p, str) else "",
+)
+def test_resuming_names_the_settings_that_no_longer_fit(pairs: list[tuple[str, str]], said: str) -> None:
+    stopped_half_way()
+    edited(*pairs)
+    with pytest.raises(RunError) as raised:
+        resume(Path("half"))
+    assert said in str(raised.value) and "config.toml" in str(raised.value) and raised.value.hint
+
+
+def test_a_setting_that_still_fits_is_said_when_resuming(capsys: pytest.CaptureFixture[str]) -> None:
+    stopped_half_way()
+    edited(("save_every = 4", "save_every = 5"))
+    assert call("pretrain", "--resume", "half") == 0
+    assert "train.save_every=5 (was 4)" in capsys.readouterr().out
+
+
+def test_resuming_tells_a_changed_text_from_a_changed_tokenizer() -> None:
+    Path("more.txt").write_text("more of it, again and again. " * 40)
+    both = parse(PretrainConfig, {**config("train.save_every=4").said(), "sources": ["text.txt", "more.txt"]})
+    with pytest.raises(Interrupted):
+        pretrain_config(both, Path("half"), StopAt(6))
+    tokenizer = Path("half/tokenizer.json").read_text()
+    Path("half/tokenizer.json").write_text(learn_chars(["abc"]).to_json())
+    with pytest.raises(RunError, match=r"half/tokenizer\.json has changed"):
+        resume(Path("half"))
+    Path("half/tokenizer.json").write_text(tokenizer)
+    Path("more.txt").write_text("other text, again and again. " * 40)
+    with pytest.raises(RunError, match=r"more\.txt is another") as raised:
+        resume(Path("half"))
+    assert "text.txt is" not in str(raised.value) and "tokenizer" not in str(raised.value)
 
 
 def test_a_busy_machine_gets_no_share_of_its_rate(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,8 @@ class Corpus:
         self.sources = tuple(find(source) for source in sources)
         self.validation, self.seed, self.column = validation, seed, column
         self._states = {path: _state(path) for path in self._files()}
-        contents = [[[form_of(path), _hash(path)] for path in source.files] for source in self.sources]
+        self.files = {str(path): _hash(path) for path in self._files()}
+        contents = [[[form_of(path), self.files[str(path)]] for path in source.files] for source in self.sources]
         self.fingerprint = key("corpus", FORMAT, contents, validation, seed, column)
         self.survey = self._cached_survey()
 

@@ -4,7 +4,6 @@ The model may be a run of ours or one of Hugging Face's. What it was trained for
 What the settings say is checked against it before any text is read.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from feedfwd.checkpoint import Run
-from feedfwd.config import parse
+from feedfwd.config import flat, parse
 from feedfwd.config_pretrain import PretrainConfig
 from feedfwd.data.tokenizer import TextTokenizer
 from feedfwd.errors import ConfigError
@@ -99,19 +98,6 @@ def _agree(config: PretrainConfig, base: Base) -> None:
     row, context = config.data.row, base.model.context
     if base.model.positions == "learned" and "data.row" in said and row > context:
         raise ConfigError(f"data.row={row} is longer than the {context} positions of {name}", hint="set fewer")
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested table by dotted key.
-
-    >>> flat({"model": {"width": 8, "rope_scaling": {"kind": "none"}}})
-    {'model.width': 8, 'model.rope_scaling.kind': 'none'}
-    """
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        nested = isinstance(value, dict) and key != "options"
-        found |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return found
 
 
 def described(model: Transformer) -> dict[str, Any]:

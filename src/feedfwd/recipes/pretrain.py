@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from math import isfinite
 from pathlib import Path
@@ -26,7 +26,7 @@ from feedfwd.recipes.pace import EVALUATIONS, FEW, Look, Pace, again_at, planned
 from feedfwd.recipes.samples import judge, sample
 from feedfwd.recipes.say_text import command, cost, headline, overview, summary
 from feedfwd.recipes.text import PreparedText, prepare_text, too_short, tried
-from feedfwd.recipes.training import Training, finite
+from feedfwd.recipes.training import Training, finite, listed
 from feedfwd.recipes.verbs import opened
 from feedfwd.recipes.writer import TOKENIZER, Writer
 from feedfwd.train.cross_entropy import Gradients
@@ -35,6 +35,7 @@ from feedfwd.train.precision import products
 from feedfwd.train.progress import Progress, clock, typical
 from feedfwd.train.rate import matrix_rate
 
+REMEMBERED = 2000  # files whose hashes a saved state keeps, to say which one has changed
 UNTIMED = 9  # first updates, which allocate, compile and fill caches
 
 
@@ -167,6 +168,7 @@ class Pretraining(Training):
             self.p = replace(self.p, config=c)
             self.steps, self.schedule, self.evaluate_every = self.p.steps, c.schedule, _looks(c, self.p.steps)
             self.run.write_settings("pretrain", self.p.frozen().model_dump(exclude_none=True))
+            self.settings = self.run.settings()
             self.run.log({"event": "plan", "step": self.step, "steps": self.steps, "seconds": self.seconds})
             self.listener.say(f"step {self.step:,}: {self.steps:,} updates will fit into the minutes given")
         self.pace = None
@@ -198,11 +200,32 @@ class Pretraining(Training):
             self.pace = replace(self.pace, save=time.perf_counter() - self._began - self.seconds)
 
     def counters(self) -> dict[str, Any]:
-        return {"pace": None if self.pace is None else asdict(self.pace), "notes": self.notes, "before": self.before}
+        files = self.p.corpus.files if len(self.p.corpus.files) <= REMEMBERED else {}
+        pace = None if self.pace is None else asdict(self.pace)
+        return {"pace": pace, "notes": self.notes, "before": self.before, "files": files}
 
     def recall(self, counters: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         self.notes, self.before = counters.get("notes", []), counters.get("before")
         self.pace = Pace(**pace) if (pace := counters.get("pace")) else None
+
+    def changed(self, counters: dict[str, Any], edited: list[str]) -> RunError:
+        """By a setting, the tokenizer, or the text: each is put right in another place."""
+        corpus, tokenizer = counters["data"]
+        reading = [word for word in edited if word.startswith(("data.", "seed=", "sources="))]
+        if corpus == self.p.corpus.fingerprint:
+            what = f"{self.run.path / TOKENIZER} has changed since the run began"
+            return RunError(what, hint="restore the tokenizer that it began with, or start a new run")
+        if reading:
+            what = (
+                f"{self.run.config_file} was changed since the state was saved: {listed(reading)}; that is other text"
+            )
+            return RunError(what, hint="set it back to resume, or start a new run with it")
+        also = "" if tokenizer == self.p.tokenizer.fingerprint else f", and so has {self.run.path / TOKENIZER}"
+        return RunError(
+            f"the training data of {self.run.path} have changed since it began ({self.source}): "
+            f"{other_files(counters.get('files') or {}, self.p.corpus.files)}{also}",
+            hint="restore them to resume, or start a new run on the new text",
+        )
 
     # --- what is said and left behind -------------------------------------------------------------------------------
 
@@ -267,6 +290,20 @@ class Pretraining(Training):
         self.leave(result, summary)
         about = None if p.base is None else p.base.about(p.model)
         return Writer(p.model, p.tokenizer, p.config, self.run.path, about)
+
+
+def other_files(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """Which files differ, by path and hash of their content.
+
+    >>> other_files({"a": "1", "b": "2"}, {"a": "3", "b": "2", "c": "4"})
+    'a is another, c is new'
+    """
+    if not before:
+        return "one of its files"
+    found = [f"{path} is another" for path in now if before.get(path, now[path]) != now[path]]
+    found += [f"{path} is new" for path in now if path not in before]
+    found += [f"{path} is gone" for path in before if path not in now]
+    return listed(found) if found else "the order of its files, or how they are read"
 
 
 def _looks(config: PretrainConfig, steps: int) -> int:

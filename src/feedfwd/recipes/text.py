@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from feedfwd.config import flat
 from feedfwd.config_pretrain import PretrainConfig
 from feedfwd.data.batches import Batch
 from feedfwd.data.corpus import Corpus, Part
@@ -165,7 +166,7 @@ def prepare_text(config: PretrainConfig, listener: Listener, *, tokenizer: TextT
     def settled(config: PretrainConfig, seen: float | None = None) -> PretrainConfig:
         sized = shape(config)
         tokens = sum(map(len, parts["train"]))
-        return config.over(sized | preset(config, tokens, {**sized, **_flat(config)}, seen))
+        return config.over(sized | preset(config, tokens, {**sized, **flat(config.said())}, seen))
 
     if config.minutes is None:
         return built(settled(config))
@@ -200,7 +201,7 @@ PRESET = (  # the settings that effort and size may set
 def shape(config: PretrainConfig) -> dict[str, Any]:
     """Settings by dotted key: what the size says of the network's form, of which a given width brings its own."""
     name = config.size or SIZE_OF[config.effort]
-    chosen, said = size(name), _flat(config)
+    chosen, said = size(name), flat(config.said())
     kind, activation = said.get("ffn.kind"), said.get("ffn.activation")
     hidden = chosen.hidden
     if "model.width" in said:
@@ -271,14 +272,7 @@ def suited(config: PretrainConfig, build: Callable[[PretrainConfig], PreparedTex
 
 def of_ones_own(config: PretrainConfig) -> bool:
     """Whether the settings name a size."""
-    return config.size is not None or bool({"model.width", "model.depth"} & _flat(config).keys())
-
-
-def _flat(config: PretrainConfig) -> dict[str, Any]:
-    """What was given explicitly, by dotted key."""
-    said = config.said()
-    sections = {name: values for name, values in said.items() if isinstance(values, dict)}
-    return {f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()}
+    return config.size is not None or bool({"model.width", "model.depth"} & flat(config.said()).keys())
 
 
 def too_short(p: PreparedText, steps: int | None = None) -> list[str]:
