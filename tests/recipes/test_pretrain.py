@@ -2,19 +2,21 @@
 
 import json
 import os
+import re
 import signal
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import normalizers
 
 import feedfwd as ff
 from feedfwd.checkpoint import Run
 from feedfwd.cli import main
 from feedfwd.config import overrides, parse
 from feedfwd.config_pretrain import PretrainConfig
-from feedfwd.data.tokenizer import learn_chars
+from feedfwd.data.tokenizer import byte_tokenizer, learn_chars
 from feedfwd.errors import RunError
 from feedfwd.recipes.console import Silent
 from feedfwd.recipes.interrupt import Interrupted
@@ -291,3 +293,12 @@ def test_sources_are_drawn_by_their_weights() -> None:
         next(batches)
     assert batches.drawn == [60, 20]
     assert pretrain_config(parse(PretrainConfig, settings), Path("run")).result["tokens"] == 12 * 64
+
+
+def test_a_tokenizer_that_loses_text_is_said_with_its_share() -> None:
+    engine = byte_tokenizer().engine
+    engine.normalizer = normalizers.Replace("times", "by")
+    Path("own.json").write_text(engine.to_str())
+    (note,) = [n for n in prepare_text(config("data.tokenizer=own.json"), Silent()).notes if "come back" in n]
+    assert re.match(r"2\d(\.\d)? % of the held-out characters", note)
+    assert not any("come back" in n for n in prepare_text(config("data.tokenizer=chars"), Silent()).notes)

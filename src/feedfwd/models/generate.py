@@ -144,6 +144,9 @@ def _recent(texts: list[list[int]], context: int) -> tuple[list[list[int]], bool
     return [text[-keep:] if cut else text for text, cut in zip(texts, long, strict=True)], any(long)
 
 
+SEEN = 8  # tokens of a prompt that a decoder is shown with those after it
+
+
 class Tokenizer(Protocol):
     """What this module asks of a tokenizer."""
 
@@ -155,6 +158,8 @@ class Tokenizer(Protocol):
 class Piecewise:
     """Text from tokens, given out as soon as it is certain: no half characters, nothing from a stop string on.
 
+    `before` are the tokens that it goes on from: many tokenizers leave out the first space of what they decode.
+
     >>> class Letters:
     ...     def encode(self, text): return [ord(c) for c in text]
     ...     def decode(self, ids): return "".join(map(chr, ids))
@@ -165,10 +170,13 @@ class Piecewise:
     ('', True)
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), before: Sequence[int] = ()) -> None:
         self.tokenizer, self.stop = tokenizer, [s for s in stop if s]
-        self.ids: list[int] = []
-        self.shown, self.decoded = 0, 0  # tokens before `shown` are done with; those before `decoded` are in `held`
+        self.ids: list[int] = list(before[-SEEN:])
+        self.shown, self.decoded = (
+            0,
+            len(self.ids),
+        )  # tokens before `shown` are done with; those before `decoded` are in `held`
         self.held = ""
         self.stopped = False
 
@@ -220,8 +228,9 @@ def write(
     seed: int = 0,
 ) -> Iterator[str]:
     """The text that follows a prompt, piece by piece. An empty prompt begins at `end`, as a new document."""
-    text = Piecewise(tokenizer, stop)
-    for (token,) in tokens(model, [_ids(tokenizer, prompt, end)], most=most, sampling=sampling, end=end, seed=seed):
+    ids = _ids(tokenizer, prompt, end)
+    text = Piecewise(tokenizer, stop, ids)
+    for (token,) in tokens(model, [ids], most=most, sampling=sampling, end=end, seed=seed):
         if token is None or token == end:
             break
         if piece := text.add(token):
@@ -248,7 +257,7 @@ def complete(
     done: list[str] = []
     for start in range(0, len(prompts), batch_size):
         ids = [_ids(tokenizer, prompt, end) for prompt in prompts[start : start + batch_size]]
-        texts = [Piecewise(tokenizer, stop) for _ in ids]
+        texts = [Piecewise(tokenizer, stop, one) for one in ids]
         pieces: list[list[str]] = [[] for _ in ids]
         closed: set[int] = set()
         steps = tokens(model, ids, most=most, sampling=sampling, end=end, seed=seed + start, closed=closed)

@@ -4,6 +4,7 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ EPOCHS = 10  # that an effort goes over the text at most; more teach little (Mue
 LONG = 20_000_000  # bytes of text from which tokenising shows how far it is
 PER_PARAMETER = 20  # training tokens that a parameter wants; Hoffmann et al. 2022, arXiv 2203.15556
 ENOUGH = 3  # tokens a parameter from which, in equal time, the larger of two sizes does better
+LOOKED_AT = 32  # pieces of text that show whether a tokenizer loses any of it
 HASTY = 1_000_000  # tokens up to which more and smaller updates of shorter rows are better
 OFTEN = 7  # epochs from which dropout pays
 RESERVE = 0.1  # of the minutes given, for evaluations and samples
@@ -140,6 +142,13 @@ def prepare_text(config: PretrainConfig, listener: Listener, *, tokenizer: TextT
     notes = [*corpus.notes, *tokenizer.notes, *([] if base is None else continued.notes(base))]
     if unknown := sum(tokens.counts.unknown for tokens in parts["validation"]):
         notes.append(f"{unknown:,} held-out tokens are unknown to the tokenizer, which flatters the bits per byte")
+    if base is not None or d.tokenizer not in ("bpe", "bytes"):  # from which every text comes back
+        lost = tokenizer.lost(piece.text for piece in islice(corpus.pieces("validation"), LOOKED_AT))
+        if lost:
+            notes.append(
+                f"{100 * lost:.3g} % of the held-out characters don't come back from the tokenizer as they were, "
+                "which flatters the bits per byte"
+            )
 
     def built(config: PretrainConfig) -> PreparedText:
         torch.manual_seed(config.seed)
