@@ -127,6 +127,32 @@ def test_hidden_tokens_are_filled_in(capsys: pytest.CaptureFixture[str]) -> None
     assert "nats a hidden token" in capsys.readouterr().out
 
 
+class StopWhileScoring:
+    """A listener that asks this process to stop once all is left to do is to score."""
+
+    said = ""
+
+    def say(self, text: str) -> None:
+        if "scoring all" in text:
+            self.said = text
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def progress(self, step: int, total: int, text: str) -> None: ...
+
+
+@pytest.mark.parametrize("settings", [["train.ema=0.9", "train.evaluate_every=5"], ["optimizer.name=adamw"]])
+def test_stopped_while_scoring_nothing_is_lost(settings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pretrain_config(config(*settings), Path("whole"))
+    stop = StopWhileScoring()
+    with pytest.raises(Interrupted, match="while scoring; go on with: feedfwd pretrain --resume run"):
+        pretrain_config(config(*settings), Path("run"), stop)
+    assert "held-out tokens" in stop.said and Run(Path("run")).saved_step() == 12
+    monkeypatch.setattr("feedfwd.recipes.training.train", lambda *_, **__: pytest.fail("trained again"))
+    again = resume(Path("run"))
+    assert weights("run") == weights("whole") and again.result["tokens_per_second"] > 0
+    assert again.result["validation"] == ff.load("whole").result["validation"]
+
+
 def stopped_half_way() -> None:
     with pytest.raises(Interrupted):
         pretrain_config(config("train.save_every=4"), Path("half"), StopAt(6))

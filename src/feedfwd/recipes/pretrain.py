@@ -1,6 +1,7 @@
 """`feedfwd pretrain`: the policy around the loop: when to log, evaluate, sample and save, and what is left behind."""
 
 import math
+import signal
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from feedfwd.models import adapt
 from feedfwd.recipes import environment
 from feedfwd.recipes.adapters import LOW_RANK, keep
 from feedfwd.recipes.console import Listener, Silent
+from feedfwd.recipes.interrupt import Interrupted
 from feedfwd.recipes.memory import memory
 from feedfwd.recipes.pace import EVALUATIONS, FEW, Look, Pace, again_at, planned, replanned, scored
 from feedfwd.recipes.samples import judge, sample
@@ -29,6 +31,7 @@ from feedfwd.recipes.text import PreparedText, prepare_text, too_short, tried
 from feedfwd.recipes.training import Training, finite, listed
 from feedfwd.recipes.verbs import opened
 from feedfwd.recipes.writer import TOKENIZER, Writer
+from feedfwd.report.words import duration
 from feedfwd.train.cross_entropy import Gradients
 from feedfwd.train.losses import build_loss
 from feedfwd.train.precision import products
@@ -111,6 +114,7 @@ class Pretraining(Training):
     """One training: what `prepare_text` made, and all that moves and has to be saved."""
 
     verb: ClassVar[str] = "pretrain"
+    keeps_last: ClassVar[bool] = True
 
     def __init__(self, prepared: PreparedText, run: Run, listener: Listener, started: float) -> None:
         c = prepared.config
@@ -134,6 +138,8 @@ class Pretraining(Training):
         self.p = prepared
         self.pace: Pace | None = None  # where the plan is to be made once more
         self.notes: list[str] = []
+        self.per_step = math.nan  # seconds, before the process that goes on
+        self._looked: Look | None = None
         self.before: dict[str, float] | None = None  # scores of a model that is trained further
 
     # --- the policy -------------------------------------------------------------------------------------------------
@@ -150,7 +156,15 @@ class Pretraining(Training):
         self.begin("language", {"train": sum(map(len, p.train)), "validation": sum(map(len, p.held_out))})
         self.again = None if self.pace is None else again_at(p.config)
         self.updates()
-        return self._finish(typical(self.durations, UNTIMED) if self.durations else math.nan)
+        try:
+            return self._finish(self._typical())
+        except KeyboardInterrupt:
+            what = f"stopped while scoring; go on with: feedfwd pretrain --resume {self.run.path}"
+            raise Interrupted(what, signal.SIGINT) from None
+
+    def _typical(self) -> float:
+        """Seconds that an update takes."""
+        return typical(self.durations, UNTIMED) if self.durations else self.per_step
 
     def between(self) -> bool:
         if self.step == self.again:
@@ -185,6 +199,7 @@ class Pretraining(Training):
 
     def seen(self, scores: dict[str, float]) -> bool:
         """Say how well it does and what it writes by now."""
+        assert self._looked is not None
         shown, text = "", self._looked.text
         if text is not None:
             self.run.log({"event": "sample", "step": self.step, **text})
@@ -201,11 +216,12 @@ class Pretraining(Training):
 
     def counters(self) -> dict[str, Any]:
         files = self.p.corpus.files if len(self.p.corpus.files) <= REMEMBERED else {}
-        pace = None if self.pace is None else asdict(self.pace)
-        return {"pace": pace, "notes": self.notes, "before": self.before, "files": files}
+        pace, notes = None if self.pace is None else asdict(self.pace), {"notes": self.notes, "before": self.before}
+        return {"pace": pace, "files": files, "per_step": finite(self._typical()), **notes}
 
     def recall(self, counters: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         self.notes, self.before = counters.get("notes", []), counters.get("before")
+        self.per_step = counters.get("per_step") or math.nan
         self.pace = Pace(**pace) if (pace := counters.get("pace")) else None
 
     def changed(self, counters: dict[str, Any], edited: list[str]) -> RunError:
@@ -260,6 +276,8 @@ class Pretraining(Training):
             assert p.base is not None
             keep(self.run, p.model, p.base.pretrained.name)
             adapt.merge(p.model)
+        expected = "" if self._looked is None else f", about {duration(self._looked.final)}"
+        self.listener.say(f"training is done and saved; scoring all {self.held_out:,} held-out tokens{expected}")
         scores = scored(p)
         self.run.log({"event": "validation", "step": self.step, "scores": scores, "seconds": self.seconds})
         written: dict[str, Any] = {}

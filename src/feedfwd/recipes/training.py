@@ -44,6 +44,7 @@ class Training:
     """One training: what moves, and what has to be saved of it."""
 
     verb: ClassVar[str]  # whose `--resume` goes on with it
+    keeps_last: ClassVar[bool] = False  # saved after the last update too, where scoring what it left takes long
 
     def __init__(
         self,
@@ -148,9 +149,9 @@ class Training:
                         break
                     due = self.between() or step.n % self.config.save_every == 0 or stop.number is not None
                     meter.total = self.steps
-                    if due and not last:
+                    if (due and not last) or (last and self.keeps_last):
                         self.save()
-                if stop.number is not None and not last:
+                if stop.number is not None and (self.keeps_last or not last):
                     where = f"stopped at step {step.n} of {self.steps}"
                     raise Interrupted(f"{where}; go on with: feedfwd {self.verb} --resume {self.run.path}", stop.number)
                 ended = time.perf_counter()
