@@ -11,7 +11,7 @@ import hashlib
 import math
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -20,8 +20,8 @@ import numpy as np
 
 from feedfwd.data.batches import derived_seed
 from feedfwd.data.cache import cache_folder, key, read_json, write_json, write_whole
-from feedfwd.data.documents import TEXT, TOLERATED, NotText, Piece, Tally, form_of, read_pieces
-from feedfwd.data.sources import find
+from feedfwd.data.documents import TEXT, ManyBroken, Piece, Tally, form_of, read_pieces
+from feedfwd.data.sources import TextSource, find
 from feedfwd.errors import DataError
 
 Part = Literal["train", "validation"]
@@ -70,10 +70,10 @@ class Corpus:
                 f"{len(weights)} weights for {len(sources)} sources, smallest {min(weights, default=0):g}",
                 hint="give one positive weight for each source",
             )
-        self.sources = tuple(find(source) for source in sources)
+        self.files: dict[str, str] = {}  # hash of the content by path
+        self.sources = tuple(self._that_can_be_read(find(source)) for source in sources)
         self.validation, self.seed, self.column = validation, seed, column
         self._states = {path: _state(path) for path in self._files()}
-        self.files = {str(path): _hash(path) for path in self._files()}
         contents = [[[form_of(path), self.files[str(path)]] for path in source.files] for source in self.sources]
         self.fingerprint = key("corpus", FORMAT, contents, validation, seed, column)
         self.survey = self._cached_survey()
@@ -141,6 +141,20 @@ class Corpus:
             if math.ceil((i + 1) * share) > math.ceil(i * share):
                 yield piece.text
 
+    def _that_can_be_read(self, source: TextSource) -> TextSource:
+        """The source without files that can't be opened; DataError where it is one alone, or none can."""
+        readable: list[Path] = []
+        problems: list[DataError] = []
+        for path in source.files:
+            try:
+                self.files[str(path)] = _hash(path)
+                readable.append(path)
+            except DataError as error:
+                problems.append(error)
+        if not readable:
+            raise problems[0]
+        return replace(source, files=tuple(readable), notes=(*source.notes, *_left_out(problems)))
+
     # --- files ----------------------------------------------------------------------------------------------------
 
     def _files(self) -> list[Path]:
@@ -179,20 +193,22 @@ class Corpus:
         documents: list[int] = []
         unused: list[int] = []
         notes: list[str] = []
-        problems: list[str] = []
         number = 0
         for source in self.sources:
             before = len(digests)
+            problems: list[DataError] = []
             columns: dict[str, int] = {}
             for path in source.files:
-                tally = Tally()
+                tally, sound = Tally(), len(digests)
                 try:
                     _digest(read_pieces(path, self.column, tally), digests, sizes)
-                except NotText as error:
-                    if len(source.files) == 1:
+                except DataError as error:
+                    if len(source.files) == 1 or isinstance(error, ManyBroken):
                         raise
+                    del digests[sound:], sizes[sound:]
                     unused.append(number)
-                    problems.append(error.message)
+                    problems.append(error)
+                    tally = Tally()
                 number += 1
                 self._check_unchanged(path)
                 if tally.guessed and tally.column is not None and tally.column != "text":
@@ -201,14 +217,10 @@ class Corpus:
                     notes.append(f"{path}: left out {tally.broken:,} of {tally.rows:,} rows ({tally.summary()})")
             notes += [f"{source.name}: took column {c!r} as text; data.column names another" for c in columns]
             documents.append(len(digests) - before)
-        if len(problems) > max(1, TOLERATED * number):
-            raise DataError(
-                f"{len(problems):,} of {number:,} files hold no text that can be read ({problems[0]})",
-                hint="remove them from the source, or mend them",
-            )
-        notes += [f"left out: {problem}" for problem in problems[:3]]
-        if len(problems) > 3:
-            notes.append(f"left out: {len(problems) - 3:,} more files that hold no text")
+            if len(problems) == len(source.files):
+                what = f"none of the {len(problems):,} files of {source.name} holds text that can be read"
+                raise DataError(f"{what} ({problems[0].message})", hint=problems[0].hint)
+            notes += _left_out(problems)
         return self._decide(np.array(digests), np.array(sizes), documents, unused, notes)
 
     def _decide(
@@ -276,6 +288,14 @@ def _mixed(digests: np.ndarray, seed: int) -> np.ndarray:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return ((x ^ (x >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
+
+
+def _left_out(problems: Sequence[DataError]) -> list[str]:
+    """The files that hold no text, the first named and all counted."""
+    notes = [f"left out: {problem.message}" for problem in problems[:3]]
+    if len(problems) > 3:
+        notes.append(f"left out: {len(problems) - 3:,} more files, {len(problems):,} in all, that hold no text")
+    return notes
 
 
 def _digest(pieces: Iterator[Piece], digests: "array[int]", sizes: "array[int]") -> None:
