@@ -123,6 +123,7 @@ CASES: list[tuple[str, Make, str]] = [
     # text
     ("no such source", command("pretrain", "nowhere.txt"), "nowhere.txt"),
     ("empty text", written("a.txt", ""), "no text"),
+    ("a source of no name", command("pretrain", ""), "without a name"),
     ("white space alone is text of no tokens to learn", written("a.txt", " "), "too few"),
     ("an empty folder", lambda: [Path("e").mkdir(), ["pretrain", "e"]][1], "no text files"),
     ("a form that isn't text", written("a.docx", "hello"), "a.docx"),
@@ -226,6 +227,8 @@ def test_bad_input_gets_one_clear_line(
 ) -> None:
     folder = tmp_path / "here"
     shutil.copytree(prepared, folder)
+    for file in folder.glob("*/config.toml"):  # which says where the text lies
+        file.write_text(file.read_text().replace(str(prepared), str(folder)))
     monkeypatch.chdir(folder)
     monkeypatch.setenv("FEEDFWD_CACHE", str(tmp_path / "cache"))
     argv = make()

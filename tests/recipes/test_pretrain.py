@@ -165,6 +165,22 @@ def edited(*pairs: tuple[str, str]) -> None:
         file.write_text(file.read_text().replace(old, new))
 
 
+def test_a_run_goes_on_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    Path("own.json").write_text(byte_tokenizer().to_json())
+    with pytest.raises(Interrupted):
+        pretrain_config(config("data.tokenizer=own.json"), Path("half"), StopAt(6))
+    assert call("info", "half") == call("runs", ".") == 0
+    assert "feedfwd pretrain text.txt," in capsys.readouterr().out, "seen from here"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (tmp_path / "half").rename("moved")
+    resume(Path("moved"))
+    again = parse(PretrainConfig, Run.open(Path("moved")).settings())
+    assert again.sources == [str(tmp_path / "text.txt")]
+    pretrain_config(again, Path("again"))
+    assert weights("again") == weights("moved")
+
+
 @pytest.mark.parametrize(
     ("pairs", "said"),
     [

@@ -70,11 +70,11 @@ class Corpus:
                 f"{len(weights)} weights for {len(sources)} sources, smallest {min(weights, default=0):g}",
                 hint="give one positive weight for each source",
             )
-        self.files: dict[str, str] = {}  # hash of the content by path
+        self.files: dict[Path, str] = {}  # hash of the content
         self.sources = tuple(self._that_can_be_read(find(source)) for source in sources)
         self.validation, self.seed, self.column = validation, seed, column
         self._states = {path: _state(path) for path in self._files()}
-        contents = [[[form_of(path), self.files[str(path)]] for path in source.files] for source in self.sources]
+        contents = [[[form_of(path), self.files[path]] for path in source.files] for source in self.sources]
         self.fingerprint = key("corpus", FORMAT, contents, validation, seed, column)
         self.survey = self._cached_survey()
 
@@ -147,7 +147,7 @@ class Corpus:
         problems: list[DataError] = []
         for path in source.files:
             try:
-                self.files[str(path)] = _hash(path)
+                self.files[path] = _hash(path)
                 readable.append(path)
             except DataError as error:
                 problems.append(error)

@@ -35,6 +35,8 @@ def find(source: str, forms: Sequence[str] = FORMS, part: str = "train") -> Text
     A name is `stdlib`, the running Python's standard library without its tests; or `owner/name` or `owner/name/folder`
     of the hub, of which the files of a `part` are taken where files are named so.
     """
+    if not source.strip():
+        raise DataError("a source without a name", hint=f"name a file, a folder, {STDLIB}, or owner/name of the hub")
     path = Path(source).expanduser()
     if path.is_dir():
         return _folder(source, path, forms)
@@ -57,6 +59,26 @@ def find(source: str, forms: Sequence[str] = FORMS, part: str = "train") -> Text
         f"there is no file or folder {source}",
         hint=f"check the path; a source is a file or folder of {', '.join(forms)}{also}; or the hub's owner/name",
     )
+
+
+def placed(source: str) -> str:
+    """What a source is found by from any folder: its absolute path where it is one, else its name.
+
+    >>> placed("stdlib"), placed("..") == str(Path.cwd().parent)
+    ('stdlib', True)
+    """
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else source
+
+
+def seen_from_here(source: str) -> str:
+    """How a source is shown: its path from this folder on, where it is in it.
+
+    >>> seen_from_here(placed("pyproject.toml")), seen_from_here("/etc/hosts"), seen_from_here("stdlib")
+    ('pyproject.toml', '/etc/hosts', 'stdlib')
+    """
+    path, here = Path(source), Path.cwd()
+    return str(path.relative_to(here)) if path.is_absolute() and path.is_relative_to(here) else source
 
 
 def of_part(source: str, names: Sequence[str], part: str) -> list[str]:

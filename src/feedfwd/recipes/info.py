@@ -11,6 +11,7 @@ from feedfwd.checkpoint import Run, list_runs
 from feedfwd.config import FitConfig, overrides, parse
 from feedfwd.config_finetune import FinetuneConfig
 from feedfwd.config_pretrain import PretrainConfig
+from feedfwd.data.sources import seen_from_here
 from feedfwd.errors import ConfigError, FeedfwdError
 from feedfwd.recipes.console import Terminal
 from feedfwd.recipes.verbs import TASKS
@@ -130,9 +131,9 @@ def _about_task(run: Run) -> list[str]:
 def _about_text(run: Run) -> list[str]:
     config = parse(PretrainConfig, run.settings())
     m, f, rate = config.model, config.ffn, config.optimizer.lr
-    begun = "" if config.pretrained is None else f" --from {config.pretrained}, method {config.method}"
+    begun = "" if config.pretrained is None else f" --from {seen_from_here(config.pretrained)}, method {config.method}"
     return [
-        f"{run.path}: feedfwd pretrain {' '.join(config.sources)}{begun}, seed {config.seed}",
+        f"{run.path}: feedfwd pretrain {' '.join(map(seen_from_here, config.sources))}{begun}, seed {config.seed}",
         f"{m.depth} layers, {m.width} wide, {f.activation} {f.hidden} wide; {config.optimizer.name}, rate {rate:.3g}",
     ]
 
@@ -204,7 +205,7 @@ def list_all(folder: Path, terminal: Terminal) -> None:
 def _row(run: Run) -> tuple[str, ...]:
     run = Run.open(run.path)
     settings = run.settings()
-    source = str(settings.get("source") or "+".join(settings.get("sources", [])))
+    source = str(settings.get("source") or "+".join(map(seen_from_here, settings.get("sources", []))))
     if not run.finished:
         return str(run.path), source, "", "", "unfinished"
     result = run.read_json(run.result_file)

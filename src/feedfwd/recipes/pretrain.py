@@ -16,6 +16,7 @@ from torch import Tensor
 from feedfwd.checkpoint import FORMAT, Run, write_json, write_text
 from feedfwd.config import parse
 from feedfwd.config_pretrain import PretrainConfig
+from feedfwd.data.sources import placed
 from feedfwd.data.tokenizer import TextTokenizer
 from feedfwd.errors import RunError
 from feedfwd.models import adapt
@@ -57,7 +58,7 @@ def pretrain_config(
     listener = listener or Silent()
     with torch.random.fork_rng():
         prepared = prepare_text(config, listener)
-        name = "+".join(Path(source).stem for source in config.sources)
+        name = "+".join(Path(placed(source)).stem for source in config.sources)
         return _begin(prepared, Run.create(run_path, name[:60]), listener, started)
 
 
@@ -215,7 +216,7 @@ class Pretraining(Training):
             self.pace = replace(self.pace, save=time.perf_counter() - self._began - self.seconds)
 
     def counters(self) -> dict[str, Any]:
-        files = self.p.corpus.files if len(self.p.corpus.files) <= REMEMBERED else {}
+        files = self.p.hashes if len(self.p.hashes) <= REMEMBERED else {}
         pace, notes = None if self.pace is None else asdict(self.pace), {"notes": self.notes, "before": self.before}
         return {"pace": pace, "files": files, "per_step": finite(self._typical()), **notes}
 
@@ -227,7 +228,7 @@ class Pretraining(Training):
     def changed(self, counters: dict[str, Any], edited: list[str]) -> RunError:
         """By a setting, the tokenizer, or the text: each is put right in another place."""
         corpus, tokenizer = counters["data"]
-        reading = [word for word in edited if word.startswith(("data.", "seed=", "sources="))]
+        reading = [word for word in edited if word.startswith(("data.", "seed="))]
         if corpus == self.p.corpus.fingerprint:
             what = f"{self.run.path / TOKENIZER} has changed since the run began"
             return RunError(what, hint="restore the tokenizer that it began with, or start a new run")
@@ -239,7 +240,7 @@ class Pretraining(Training):
         also = "" if tokenizer == self.p.tokenizer.fingerprint else f", and so has {self.run.path / TOKENIZER}"
         return RunError(
             f"the training data of {self.run.path} have changed since it began ({self.source}): "
-            f"{other_files(counters.get('files') or {}, self.p.corpus.files)}{also}",
+            f"{other_files(counters.get('files') or {}, self.p.hashes)}{also}",
             hint="restore them to resume, or start a new run on the new text",
         )
 

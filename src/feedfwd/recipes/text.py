@@ -4,6 +4,7 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -14,7 +15,8 @@ from feedfwd.config_pretrain import PretrainConfig
 from feedfwd.data.batches import Batch
 from feedfwd.data.corpus import Corpus, Part
 from feedfwd.data.packing import MaskTokens, PackedBatches
-from feedfwd.data.tokenizer import TextTokenizer, make_tokenizer
+from feedfwd.data.sources import placed
+from feedfwd.data.tokenizer import KINDS, TextTokenizer, make_tokenizer
 from feedfwd.data.tokens import Tokens, tokenize
 from feedfwd.errors import DataError
 from feedfwd.ffn.spec import is_gated
@@ -101,17 +103,29 @@ class PreparedText:
         """Of the text and of how it becomes tokens."""
         return [self.corpus.fingerprint, self.tokenizer.fingerprint]
 
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """Of the files' content, by where they lie."""
+        return {placed(str(path)): value for path, value in self.corpus.files.items()}
+
     def optimizer(self) -> Optimizer:
         settings = self.config.optimizer.model_dump()
         return build_optimizer(self.model, **settings, growth=self.model.growth)
 
     def frozen(self) -> PretrainConfig:
-        """The settings with what this machine decided: what a run keeps, so that resuming decides nothing anew."""
-        decided = {"threads": torch.get_num_threads(), "device": str(self.device), "precision": self.precision.name}
-        config = self.config
+        """The settings with what this machine decided and where things lie: what a run keeps to decide nothing anew."""
+        c = self.config
+        decided = {
+            "train.threads": torch.get_num_threads(),
+            "train.device": str(self.device),
+            "train.precision": self.precision.name,
+            "sources": [placed(source) for source in c.sources],
+            "data.tokenizer": c.data.tokenizer if c.data.tokenizer in (*KINDS, "model") else placed(c.data.tokenizer),
+            "pretrained": None if c.pretrained is None else placed(c.pretrained),
+        }
         for name, value in decided.items():
-            config = config.with_(f"train.{name}", value)
-        return config
+            c = c.with_(name, value)
+        return c
 
 
 def weighted(batch: Batch, generator: torch.Generator) -> Batch:
