@@ -152,6 +152,9 @@ CASES: list[tuple[str, Make, str]] = [
         lambda: Path("t.json").write_text("{}"), "pretrain", "text.txt", "--set", "data.tokenizer=t.json"
     ), "t.json"),
     # settings
+    ("warmup that decay leaves no room for", command(
+        "pretrain", "nowhere.txt", "--set", "schedule.warmup=0.8", "--dry-run"  # said before any text is read
+    ), "schedule.decay=0.5 overlap"),
     ("an unknown size", command("pretrain", "text.txt", "--size", "huge"), "huge"),
     ("an unknown setting", setting("model.widht=3"), "model.width"),
     ("a setting of fit", setting("train.epochs=3"), "train.epochs"),

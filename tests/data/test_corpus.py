@@ -358,6 +358,8 @@ BAD: dict[str, tuple[str, Callable[[Path], object], dict[str, object], str]] = {
     "binary csv": ("a.csv", lambda p: p.write_bytes(b"\0" * 9), {}, "is a binary file"),
     "utf-16": ("a.txt", lambda p: p.write_text("text", encoding="utf-16"), {}, "is UTF-16.*iconv"),
     "latin-1": ("a.txt", lambda p: p.write_bytes(b"caf\xe9 au lait"), {}, "is not UTF-8 text .byte 0xe9.*iconv"),
+    "gb18030": ("a.txt", lambda p: p.write_bytes("城市的网络\n".encode("gb18030") * 9), {}, "iconv -f GB18030"),
+    "an empty column": ("a.jsonl", lambda p: jsonl(p, ["", ""]), {"column": "text"}, "no text in column 'text'"),
     "latin-1 csv": ("a.csv", lambda p: p.write_bytes(b"n,text\n1,caf\xe9\n"), {}, "is not UTF-8 text"),
     "unknown form": ("a.docx", lambda p: p.write_bytes(b"x"), {}, "not of a form that text is read from.*rename"),
     "empty folder": ("texts", lambda p: p.mkdir(), {}, "holds no text files"),

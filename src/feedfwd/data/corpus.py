@@ -228,7 +228,8 @@ class Corpus:
     ) -> Survey:
         kept = (sizes > 0) & ~_copies(digests, sizes)
         if not kept.any():
-            raise DataError(f"{self.name} has no text", hint="check the source: all its documents are empty")
+            what = f"{self.name} has no text" + (f" in column {self.column!r}" if self.column else "")
+            raise DataError(what, hint="check the source: all its documents are empty")
         copies = int((sizes > 0).sum() - kept.sum())
         if copies:
             notes.append(f"left out {copies:,} exact cop{'y' if copies == 1 else 'ies'} of other documents")

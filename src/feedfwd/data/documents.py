@@ -16,6 +16,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from feedfwd.data.decoding import guess
 from feedfwd.errors import DataError
 
 TEXT = (".txt", ".md", ".py")
@@ -95,7 +96,7 @@ def read_pieces(path: Path, column: str | None, tally: Tally) -> Iterator[Piece]
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path} is not UTF-8 text (byte {error.object[error.start]:#04x} is the first that doesn't fit)",
-            hint="save it as UTF-8, for example with: iconv -f LATIN1 -t UTF-8",
+            hint=f"save it as UTF-8, for example with: iconv -f {guess(error.object).upper()} -t UTF-8",
         ) from None
 
 

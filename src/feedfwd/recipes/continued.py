@@ -24,6 +24,7 @@ LOWER = 0.5  # of the rate that one of our runs was trained at, which comes down
 RATES = {"full": 2e-4, "lora": 1e-3, "dora": 1e-3}  # of AdamW, for other models and for adapters
 EPOCHS = 4  # over the text at most; up to so many are worth about as much as new text (arXiv 2305.16264)
 UPDATES = {"quick": 200, "standard": 1000, "best": 4000}
+SCHEDULE = {"schedule.name": "warmup_stable_decay", "schedule.warmup": 0.05, "schedule.decay": 0.5}
 ROW = 256  # tokens of a row at most, unless one says more
 
 
@@ -129,8 +130,7 @@ def settled(config: PretrainConfig, base: Base, tokens: int) -> PretrainConfig:
     else:
         own |= {"optimizer.name": "adamw", "optimizer.lr": RATES[config.method], "optimizer.beta2": 0.99}
         own |= {"optimizer.weight_decay": 0.01 if config.method == "full" else 0.0}
-    own |= {"schedule.name": "warmup_stable_decay", "schedule.warmup": 0.05, "schedule.decay": 0.5}
-    found = config.over(own)
+    found = config.over(own | SCHEDULE)
     if config.minutes is None:
         per_update = found.data.row * found.train.batch_size * found.train.accumulate
         found = found.over({"train.steps": max(1, min(UPDATES[config.effort], round(EPOCHS * tokens / per_update)))})

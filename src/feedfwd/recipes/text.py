@@ -35,6 +35,7 @@ from feedfwd.train.losses import build_loss
 from feedfwd.train.optimizers import Optimizer, build_optimizer
 from feedfwd.train.precision import Precision, choose, products
 from feedfwd.train.progress import typical
+from feedfwd.train.schedules import build_schedule
 
 EPOCHS = 10  # that an effort goes over the text at most; more teach little (Muennighoff et al. 2023, arXiv 2305.16264)
 LONG = 20_000_000  # bytes of text from which tokenising shows how far it is
@@ -138,8 +139,11 @@ def weighted(batch: Batch, generator: torch.Generator) -> Batch:
 def prepare_text(config: PretrainConfig, listener: Listener, *, tokenizer: TextTokenizer | None = None) -> PreparedText:
     """Read, split, tokenise, build. With `tokenizer` the settings are those of a run, and carry their preset."""
     base = None if config.pretrained is None else base_of(config, check=tokenizer is None)
-    if tokenizer is None and base is None:
-        shape(config)  # a word that isn't known is no reason to read a corpus
+    if tokenizer is None:  # what can't be is no reason to read a corpus
+        if base is None:
+            shape(config)
+        schedule = config.over(SCHEDULE if base is None else continued.SCHEDULE).schedule
+        build_schedule(total=config.train.steps or UPDATES_OF[config.effort], **schedule.model_dump())
     d = config.data
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
@@ -214,6 +218,7 @@ def _tokens(corpus: Corpus, tokenizer: TextTokenizer, part: Part, listener: List
 SIZE_OF = {"quick": "nano", "standard": "tiny", "best": "small"}
 UPDATES_OF = {"quick": 500, "standard": 2000, "best": 8000}
 
+SCHEDULE = {"schedule.name": "warmup_stable_decay", "schedule.warmup": 0.02, "schedule.decay": 0.5}
 PRESET = (  # the settings that effort and size may set
     *("model.width", "model.depth", "model.heads", "ffn.kind", "ffn.activation", "ffn.hidden", "train.steps"),
     *("optimizer.name", "optimizer.lr", "optimizer.weight_decay", "optimizer.beta2", "train.clip"),
@@ -254,9 +259,7 @@ def preset(config: PretrainConfig, tokens: int, form: dict[str, Any], seen: floa
         "optimizer.lr": 0.006 * min(1.0, (128 / width) ** 0.5),
         "optimizer.weight_decay": 0.1,
         "optimizer.beta2": 0.95,
-        "schedule.name": "warmup_stable_decay",
-        "schedule.warmup": 0.02,
-        "schedule.decay": 0.5,
+        **SCHEDULE,
         "train.clip": 1.0,
     }
     if config.minutes is None:
