@@ -202,6 +202,7 @@ CASES: list[tuple[str, Make, str]] = [
     ), "p.txt"),
     ("nothing to write", command("generate", "done", "a", "--tokens", "0"), "--tokens"),
     ("a top_p out of range", command("generate", "done", "a", "--top-p", "2"), "top_p"),
+    ("a seed beyond all numbers", command("generate", "done", "a", "--seed", "9" * 20), "seed=9999"),
     ("a temperature below zero", command("generate", "done", "a", "--temperature", "-1"), "temperature"),
     ("no run", command("generate", "nowhere", "a"), "no run at"),
     ("predict with it", command("predict", "done", "digits"), "feedfwd generate"),

@@ -111,6 +111,8 @@ def test_filters_keep_what_they_say() -> None:
     assert kept(top_p=float(p[0]) - 0.01) == [0] and kept(top_p=float(p[0]) + 0.01) == [0, 1]
     assert kept(min_p=float(p[2] / p[0]) - 0.01) == [0, 1, 2]
     assert kept(temperature=0.01, min_p=0.5) == [0]
+    for cold in (1e-37, 1e-320):
+        assert kept(temperature=cold) == Sampling(temperature=cold).draw(logits, None, [torch.Generator()]) == [0]
     torch.testing.assert_close(Sampling(temperature=2.0).probabilities(logits), (logits / 2).softmax(-1))
 
 

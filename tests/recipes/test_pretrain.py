@@ -18,11 +18,12 @@ from feedfwd.config import overrides, parse
 from feedfwd.config_pretrain import PretrainConfig
 from feedfwd.data.tokenizer import byte_tokenizer, learn_chars
 from feedfwd.errors import RunError
+from feedfwd.models.generate import Sampling
 from feedfwd.recipes.console import Silent
 from feedfwd.recipes.interrupt import Interrupted
 from feedfwd.recipes.pretrain import pretrain_config, resume
 from feedfwd.recipes.text import prepare_text
-from feedfwd.recipes.writer import Writer
+from feedfwd.recipes.writer import Writer, generate_run
 
 TINY = [
     "model.width=16",
@@ -344,3 +345,32 @@ def test_a_tokenizer_that_loses_text_is_said_with_its_share() -> None:
     (note,) = [n for n in prepare_text(config("data.tokenizer=own.json"), Silent()).notes if "come back" in n]
     assert re.match(r"2\d(\.\d)? % of the held-out characters", note)
     assert not any("come back" in n for n in prepare_text(config("data.tokenizer=chars"), Silent()).notes)
+
+
+def test_a_file_of_prompts_is_answered_batch_by_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = pretrain_config(config(), Path("run"))
+    prompts = [f"{i} times" for i in range(20)]
+    Path("prompts.txt").write_text("\n".join(prompts))
+    out, seen = [], []
+    whole, batch = writer.complete(prompts, most=5, seed=3), Writer.complete
+
+    def spy(self: Writer, asked: list[str], **options: object) -> list[str]:
+        seen.append((len(asked), len(out)))
+        return batch(self, asked, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Writer, "complete", spy)
+    generate_run(Path("run"), None, Path("prompts.txt"), out.append, most=5, sampling=Sampling(), seed=3)
+    assert seen == [(16, 0), (4, 16)], "the first ones are out before the last are asked for"
+    assert [json.loads(line)["text"] for line in out] == whole
+
+
+def test_what_the_tokenizer_does_not_know_of_a_prompt_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    pretrain_config(config("data.tokenizer=chars"), Path("run"))
+    assert call("generate", "run", "2 timesZQ", "--tokens", "3") == 0
+    said = capsys.readouterr()
+    assert "doesn't know 'Z', 'Q'" in said.err and "note" not in said.out
+    Path("prompts.txt").write_text("1 times\nZ times\n")
+    assert call("generate", "run", "--prompts", "prompts.txt", "--tokens", "3") == 0
+    assert "1 of 2 prompts" in capsys.readouterr().err
+    assert call("generate", "run", "2 times", "--tokens", "3") == 0
+    assert capsys.readouterr().err == ""

@@ -18,6 +18,10 @@ from feedfwd.errors import ConfigError, DataError
 from feedfwd.models.reading import Remembering, Rereading
 from feedfwd.models.transformer import Transformer
 
+COLDEST = 1e-30  # temperature below which a logit divided by it is beyond fp32, and the likeliest token is all there is
+LARGEST_SEED = 2**62  # what a generator takes, with room for the number of a row
+BATCH = 16  # prompts written after at once
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -52,6 +56,8 @@ class Sampling:
         >>> Sampling(top_k=2).probabilities(torch.tensor([[0.0, 0.0, -1.0]]))
         tensor([[0.5000, 0.5000, 0.0000]])
         """
+        if self.temperature < COLDEST:
+            return torch.zeros_like(logits_BV, dtype=torch.float32).scatter_(1, logits_BV.argmax(-1, keepdim=True), 1.0)
         z = logits_BV.float() / self.temperature
         if self.top_k is not None and self.top_k < z.shape[1]:
             z = z.masked_fill(z < z.topk(self.top_k)[0][:, -1:], -math.inf)
@@ -69,7 +75,7 @@ class Sampling:
         if seen_BV is not None:
             factor = torch.where(logits_BV > 0, 1 / self.repetition_penalty, self.repetition_penalty)
             logits_BV = torch.where(seen_BV, logits_BV * factor, logits_BV)
-        if self.temperature == 0:
+        if self.temperature < COLDEST:
             found: list[int] = logits_BV.argmax(-1).tolist()
             return found
         rows = zip(self.probabilities(logits_BV), generators, strict=True)
@@ -93,6 +99,8 @@ def tokens(
     from its own generator, of seed + r: what it writes doesn't depend on the others.
     """
     sampling, closed = sampling or Sampling(), closed if closed is not None else set()
+    if abs(seed) >= LARGEST_SEED:
+        raise ConfigError(f"seed={seed} can't be used", hint="give a smaller number, such as 0")
     _check(model, prompts)
     texts = [list(prompt) for prompt in prompts]
     device = model.head_weight.device
@@ -251,7 +259,7 @@ def complete(
     end: int | None = None,
     stop: Sequence[str] = (),
     seed: int = 0,
-    batch_size: int = 16,
+    batch_size: int = BATCH,
 ) -> list[str]:
     """The texts that follow the prompts, `batch_size` at a time; each as if alone, with seed + its place."""
     done: list[str] = []
