@@ -171,6 +171,8 @@ CASES: list[tuple[str, Make, str]] = [
     ("a layer that isn't there", setting("ffn.kind=no_such_module:Layer"), "no_such_module"),
     ("an unknown optimizer", setting("optimizer.name=adan"), "optimizer.name"),
     ("too large for any memory", setting("model.width=4000000", "model.heads=1000"), "memory"),
+    ("more rows than memory", setting("train.batch_size=100000000"), "set train.batch_size="),
+    ("more threads than cores", setting("train.threads=1000"), "train.threads=1000"),
     ("two lengths", command("pretrain", "text.txt", "--minutes", "1", *SETS), "train.steps"),
     ("no minutes", command("pretrain", "text.txt", "--minutes", "0"), "minutes"),
     ("a device that isn't here", setting("train.device=cuda:7"), "train.device"),

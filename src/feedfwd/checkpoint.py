@@ -14,6 +14,7 @@ Files appear whole or not at all: written beside their place, flushed to the dis
 import json
 import os
 import shutil
+import stat
 import tempfile
 import tomllib
 from collections.abc import Callable, Mapping
@@ -38,6 +39,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     part = path.with_name(f".{path.name}.part")
     try:
         write(part)
+        open_up(part)
         _flush(part)
         part.replace(path)
     except OSError as error:
@@ -46,6 +48,14 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     except SafetensorError as error:  # how safetensors reports a full disk
         part.unlink(missing_ok=True)
         raise RunError(f"{path} can't be written ({error})", hint="free some space or choose another --run") from None
+
+
+def open_up(path: Path) -> None:
+    """Give a file the rights that new ones get here: safetensors makes its own for the owner alone."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        probe = Path(folder) / "probe"
+        probe.touch()
+        path.chmod(stat.S_IMODE(probe.stat().st_mode))
 
 
 def write_text(path: Path, text: str) -> None:

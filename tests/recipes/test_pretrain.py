@@ -17,12 +17,13 @@ from feedfwd.cli import main
 from feedfwd.config import overrides, parse
 from feedfwd.config_pretrain import PretrainConfig
 from feedfwd.data.tokenizer import byte_tokenizer, learn_chars
-from feedfwd.errors import RunError
+from feedfwd.errors import RunError, TrainingError
 from feedfwd.models.generate import Sampling
 from feedfwd.recipes.console import Silent
 from feedfwd.recipes.interrupt import Interrupted
 from feedfwd.recipes.pretrain import pretrain_config, resume
 from feedfwd.recipes.text import prepare_text
+from feedfwd.recipes.training import Training
 from feedfwd.recipes.writer import Writer, generate_run
 
 TINY = [
@@ -374,3 +375,39 @@ def test_what_the_tokenizer_does_not_know_of_a_prompt_is_said(capsys: pytest.Cap
     assert "1 of 2 prompts" in capsys.readouterr().err
     assert call("generate", "run", "2 times", "--tokens", "3") == 0
     assert capsys.readouterr().err == ""
+
+
+def test_weights_may_be_read_by_whom_other_files_may() -> None:
+    before = os.umask(0o027)
+    try:
+        pretrain_config(config(), Path("run"))
+        assert call("export", "run", "--to", "hf", "--out", "out") == 0
+    finally:
+        os.umask(before)
+    for file in (Path("run/model.safetensors"), Path("run/result.json"), Path("out/model.safetensors")):
+        assert file.stat().st_mode & 0o777 == 0o640, file
+
+
+def test_what_is_counted_and_why_is_said_right(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("feedfwd.recipes.text.LONG", 100)
+    settings = [word for pair in [*TINY[:-1], "train.save_every=5"] for word in ("--set", pair)]
+    with monkeypatch.context() as patch:
+        patch.setattr("feedfwd.recipes.training.Training.save", save_and_stop)
+        assert call("pretrain", "text.txt", "--run", "half", *settings) == 130
+    said = capsys.readouterr().out
+    assert "byte 5225/5225  tokenised" in said and "small products" in said
+    assert call("pretrain", "--resume", "half") == 0
+    assert "fp32 (as the run began)" in capsys.readouterr().out
+
+
+def save_and_stop(self: Training, save=Training.save) -> None:
+    save(self)
+    raise Interrupted("enough", signal.SIGTERM)
+
+
+def test_what_breaks_is_told_without_words_of_the_kernels(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(TrainingError, match=r"lower optimizer\.lr"):
+        pretrain_config(config("optimizer.lr=1e10"), Path("run"))
+    assert "plain formula" not in caplog.text

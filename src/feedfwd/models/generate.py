@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
-from feedfwd.errors import ConfigError, DataError
+from feedfwd.errors import ConfigError, DataError, TrainingError
 from feedfwd.models.reading import Remembering, Rereading
 from feedfwd.models.transformer import Transformer
 
@@ -78,6 +78,9 @@ class Sampling:
         if self.temperature < COLDEST:
             found: list[int] = logits_BV.argmax(-1).tolist()
             return found
+        if not logits_BV.isfinite().all():
+            hint = "it was trained at too high a rate: lower optimizer.lr"
+            raise TrainingError("the model's outputs are not finite, and no token can be drawn from them", hint=hint)
         rows = zip(self.probabilities(logits_BV), generators, strict=True)
         return [int(torch.multinomial(p, 1, generator=generator)) for p, generator in rows]
 

@@ -28,7 +28,8 @@ from feedfwd.recipes.adapters import adapted
 from feedfwd.recipes.console import Listener
 from feedfwd.recipes.continued import Base, base_of
 from feedfwd.recipes.language import build_transformer, masking
-from feedfwd.recipes.prepare import usable_device
+from feedfwd.recipes.memory import check_room
+from feedfwd.recipes.prepare import usable_device, use_threads
 from feedfwd.train.cross_entropy import Gradients
 from feedfwd.train.loop import train
 from feedfwd.train.losses import build_loss
@@ -145,8 +146,7 @@ def prepare_text(config: PretrainConfig, listener: Listener, *, tokenizer: TextT
         schedule = config.over(SCHEDULE if base is None else continued.SCHEDULE).schedule
         build_schedule(total=config.train.steps or UPDATES_OF[config.effort], **schedule.model_dump())
     d = config.data
-    if config.train.threads is not None:
-        torch.set_num_threads(config.train.threads)
+    use_threads(config.train.threads)
     device = usable_device(config.train.device)
     corpus = Corpus(config.sources, validation=d.validation, seed=config.seed, column=d.column, weights=d.weights)
     resolved = tokenizer is not None
@@ -179,10 +179,13 @@ def prepare_text(config: PretrainConfig, listener: Listener, *, tokenizer: TextT
         model = model.to(device)
         rows = config.data.row * config.train.batch_size
         precision = choose(config.train.precision, device, products(model, rows))
+        if resolved:
+            precision = replace(precision, reason="as the run began")
         prepared = PreparedText(
             config, corpus, tokenizer, parts["train"], parts["validation"], model, precision, device, notes, base, done
         )
         prepared.batches()  # says what can't be trained on before a run is begun
+        check_room(prepared)
         return prepared
 
     if resolved:
@@ -208,7 +211,7 @@ def _tokens(corpus: Corpus, tokenizer: TextTokenizer, part: Part, listener: List
     def progress(n_bytes: int) -> None:
         nonlocal done
         done += n_bytes
-        listener.progress(min(done, total), total, "bytes tokenised")
+        listener.progress(min(done, total), total, "tokenised", "byte")
 
     return tokenize(corpus, tokenizer, part, progress=progress if total > LONG else None)
 
