@@ -411,3 +411,16 @@ def test_what_breaks_is_told_without_words_of_the_kernels(caplog: pytest.LogCapt
     with pytest.raises(TrainingError, match=r"lower optimizer\.lr"):
         pretrain_config(config("optimizer.lr=1e10"), Path("run"))
     assert "plain formula" not in caplog.text
+
+
+def test_info_tells_of_texts(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("texts").mkdir()
+    Path("texts/a.md").write_text("words and more words. " * 20)
+    Path("texts/b.txt").write_bytes(b"\0")
+    for source in ("text.txt", "texts"):
+        assert call("info", source) == 0
+        said = capsys.readouterr().out
+        assert "1 document," in said and "bytes of text" in said and f"feedfwd pretrain {source}" in said
+    assert "b.txt is a binary file" in said
+    Path("empty").mkdir()
+    assert call("info", "empty") == 2

@@ -11,7 +11,8 @@ from feedfwd.checkpoint import Run, list_runs
 from feedfwd.config import FitConfig, overrides, parse
 from feedfwd.config_finetune import FinetuneConfig
 from feedfwd.config_pretrain import PretrainConfig
-from feedfwd.data.sources import seen_from_here
+from feedfwd.data.documents import form_of
+from feedfwd.data.sources import STDLIB, find, plural, seen_from_here
 from feedfwd.errors import ConfigError, FeedfwdError
 from feedfwd.recipes.console import Terminal
 from feedfwd.recipes.verbs import TASKS
@@ -145,7 +146,17 @@ def show_source(source: str, terminal: Terminal, data_dir: Path | None) -> None:
     if is_table(source):
         show_table(source, terminal)
         return
-    train, test = load(source, data_dir=data_dir)
+    path = Path(source).expanduser()
+    if source == STDLIB or (path.is_file() and form_of(path) is not None):
+        show_text(source, terminal)
+        return
+    try:
+        train, test = load(source, data_dir=data_dir)
+    except FeedfwdError:
+        if not path.is_dir() or not holds_text(source):
+            raise
+        show_text(source, terminal)
+        return
     terminal.say(train.describe())
     terminal.say(
         f"test part of its own: {len(test):,} examples" if test else "no test part of its own: one is split off"
@@ -161,6 +172,28 @@ def show_source(source: str, terminal: Terminal, data_dir: Path | None) -> None:
     terminal.say(f"inputs: mean {x.mean():.4g}, standard deviation {x.std():.4g}, {x.min():.4g} … {x.max():.4g}")
     for note in train.notes:
         terminal.say(f"note: {note}")
+
+
+def show_text(source: str, terminal: Terminal) -> None:
+    """How much text there is, and how `pretrain` would split it."""
+    from feedfwd.data.corpus import Corpus
+
+    corpus = Corpus([source])
+    terminal.say(corpus.describe())
+    n = len(corpus.files)
+    total = corpus.bytes_of("train") + corpus.bytes_of("validation")
+    terminal.say(
+        f"{n:,} {plural('file', n)}, {total:,} bytes of text as UTF-8; feedfwd pretrain {source} learns from it"
+    )
+    for note in corpus.notes:
+        terminal.say(f"note: {note}")
+
+
+def holds_text(folder: str) -> bool:
+    try:
+        return bool(find(folder).files)
+    except FeedfwdError:
+        return False
 
 
 def show_table(source: str, terminal: Terminal) -> None:
