@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -424,3 +425,15 @@ def test_info_tells_of_texts(capsys: pytest.CaptureFixture[str]) -> None:
     assert "b.txt is a binary file" in said
     Path("empty").mkdir()
     assert call("info", "empty") == 2
+
+
+def test_short_runs_are_evaluated_seldom() -> None:
+    def looks(*settings: str) -> int:
+        pretrain_config(config(*settings), Path("run"))
+        events = [json.loads(line)["event"] for line in Path("run/log.jsonl").read_text().splitlines()]
+        shutil.rmtree("run")
+        return events.count("validation") - 1  # the last one is not on the way
+
+    assert looks("train.steps=12") == 0, "on fewer tokens than an evaluation takes"
+    assert looks("train.steps=200") == 3
+    assert looks("train.steps=12", "train.evaluate_every=4") == 2, "unless one says so"

@@ -25,7 +25,7 @@ from feedfwd.recipes.adapters import LOW_RANK, keep
 from feedfwd.recipes.console import Listener, Silent
 from feedfwd.recipes.interrupt import Interrupted
 from feedfwd.recipes.memory import memory
-from feedfwd.recipes.pace import EVALUATIONS, FEW, Look, Pace, again_at, planned, replanned, scored
+from feedfwd.recipes.pace import ESTIMATE, EVALUATIONS, FEW, Look, Pace, again_at, planned, replanned, scored
 from feedfwd.recipes.samples import judge, sample
 from feedfwd.recipes.say_text import command, cost, headline, overview, summary
 from feedfwd.recipes.text import PreparedText, prepare_text, too_short, tried
@@ -39,6 +39,8 @@ from feedfwd.train.precision import products
 from feedfwd.train.progress import Progress, clock, typical
 from feedfwd.train.rate import matrix_rate
 
+LOOKING = 0.2  # of the work at most for evaluations on the way, unless their number is given
+WRITTEN = 512  # tokens of training that a sample takes the time of
 REMEMBERED = 2000  # files whose hashes a saved state keeps, to say which one has changed
 UNTIMED = 9  # first updates, which allocate, compile and fill caches
 
@@ -132,7 +134,7 @@ class Pretraining(Training):
             precision=prepared.precision,
             source=prepared.corpus.name,
             fingerprint=prepared.fingerprint,
-            evaluate_every=_looks(c, prepared.steps),
+            evaluate_every=_looks(prepared, prepared.steps),
             started=started,
             gradients=Gradients(c.train.z_loss),
         )
@@ -181,7 +183,7 @@ class Pretraining(Training):
             more = pace.updates(self.seconds, self.evaluate_every, c.train.save_every)
             c = replanned(c, self.step, more)
             self.p = replace(self.p, config=c)
-            self.steps, self.schedule, self.evaluate_every = self.p.steps, c.schedule, _looks(c, self.p.steps)
+            self.steps, self.schedule, self.evaluate_every = self.p.steps, c.schedule, _looks(self.p, self.p.steps)
             self.run.write_settings("pretrain", self.p.frozen().model_dump(exclude_none=True))
             self.settings = self.run.settings()
             self.run.log({"event": "plan", "step": self.step, "steps": self.steps, "seconds": self.seconds})
@@ -325,6 +327,12 @@ def other_files(before: Mapping[str, str], now: Mapping[str, str]) -> str:
     return listed(found) if found else "the order of its files, or how they are read"
 
 
-def _looks(config: PretrainConfig, steps: int) -> int:
-    """Updates from one evaluation to the next."""
-    return config.train.evaluate_every or max(1, steps // EVALUATIONS)
+def _looks(p: PreparedText, steps: int) -> int:
+    """Updates from one evaluation to the next: in short runs fewer, so that most of the work is training.
+
+    Scoring a token takes a third of training on it, and the sample that comes with it about as much as `WRITTEN` do.
+    """
+    if p.config.train.evaluate_every is not None:
+        return p.config.train.evaluate_every
+    look = min(ESTIMATE, sum(map(len, p.held_out))) / 3 + (WRITTEN if p.model.causal else 0)
+    return max(1, steps // EVALUATIONS, math.ceil(look / (LOOKING * p.tokens_per_update)))
