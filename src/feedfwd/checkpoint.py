@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from feedfwd._version import __version__
+from feedfwd.data.cache import flush, in_one_step
 from feedfwd.errors import RunError
 
 FORMAT = 1
@@ -36,17 +37,16 @@ RUNS = Path("runs")
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary neighbour of `path`, then put it in place in one step, or change nothing."""
-    part = path.with_name(f".{path.name}.part")
-    try:
+
+    def fill(part: Path) -> None:
         write(part)
         open_up(part)
-        _flush(part)
-        part.replace(path)
+
+    try:
+        in_one_step(path, path.with_name(f".{path.name}.part"), fill)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise RunError(f"{path} can't be written ({error.strerror or error})", hint=_room(error)) from None
     except SafetensorError as error:  # how safetensors reports a full disk
-        part.unlink(missing_ok=True)
         raise RunError(f"{path} can't be written ({error})", hint="free some space or choose another --run") from None
 
 
@@ -64,14 +64,6 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _room(error: OSError) -> str:
@@ -220,7 +212,7 @@ class Run:
             save_file(_own(tensors), part / "tensors.safetensors")
             (part / "counters.json").write_text(json.dumps(counters), encoding="utf-8")
             for file in part.iterdir():
-                _flush(file)
+                flush(file)
             part.rename(folder)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(part, ignore_errors=True)
