@@ -123,6 +123,7 @@ CASES: list[tuple[str, Make, str]] = [
     # text
     ("no such source", command("pretrain", "nowhere.txt"), "nowhere.txt"),
     ("empty text", written("a.txt", ""), "no text"),
+    ("a source of no name", command("pretrain", ""), "without a name"),
     ("white space alone is text of no tokens to learn", written("a.txt", " "), "too few"),
     ("an empty folder", lambda: [Path("e").mkdir(), ["pretrain", "e"]][1], "no text files"),
     ("a form that isn't text", written("a.docx", "hello"), "a.docx"),
@@ -151,6 +152,9 @@ CASES: list[tuple[str, Make, str]] = [
         lambda: Path("t.json").write_text("{}"), "pretrain", "text.txt", "--set", "data.tokenizer=t.json"
     ), "t.json"),
     # settings
+    ("warmup that decay leaves no room for", command(
+        "pretrain", "nowhere.txt", "--set", "schedule.warmup=0.8", "--dry-run"  # said before any text is read
+    ), "schedule.decay=0.5 overlap"),
     ("an unknown size", command("pretrain", "text.txt", "--size", "huge"), "huge"),
     ("an unknown setting", setting("model.widht=3"), "model.width"),
     ("a setting of fit", setting("train.epochs=3"), "train.epochs"),
@@ -167,6 +171,8 @@ CASES: list[tuple[str, Make, str]] = [
     ("a layer that isn't there", setting("ffn.kind=no_such_module:Layer"), "no_such_module"),
     ("an unknown optimizer", setting("optimizer.name=adan"), "optimizer.name"),
     ("too large for any memory", setting("model.width=4000000", "model.heads=1000"), "memory"),
+    ("more rows than memory", setting("train.batch_size=100000000"), "set train.batch_size="),
+    ("more threads than cores", setting("train.threads=1000"), "train.threads=1000"),
     ("two lengths", command("pretrain", "text.txt", "--minutes", "1", *SETS), "train.steps"),
     ("no minutes", command("pretrain", "text.txt", "--minutes", "0"), "minutes"),
     ("a device that isn't here", setting("train.device=cuda:7"), "train.device"),
@@ -198,6 +204,7 @@ CASES: list[tuple[str, Make, str]] = [
     ), "p.txt"),
     ("nothing to write", command("generate", "done", "a", "--tokens", "0"), "--tokens"),
     ("a top_p out of range", command("generate", "done", "a", "--top-p", "2"), "top_p"),
+    ("a seed beyond all numbers", command("generate", "done", "a", "--seed", "9" * 20), "seed=9999"),
     ("a temperature below zero", command("generate", "done", "a", "--temperature", "-1"), "temperature"),
     ("no run", command("generate", "nowhere", "a"), "no run at"),
     ("predict with it", command("predict", "done", "digits"), "feedfwd generate"),
@@ -211,7 +218,7 @@ CASES: list[tuple[str, Make, str]] = [
     ("settings of another model", spoilt(wider, "generate", "done", "a"), "config.toml"),
     ("an export of no known form", command("export", "done", "--to", "gguf", "--out", "out"), "known: hf, onnx"),
     ("an export onto something", command("export", "done", "--to", "hf", "--out", "half"), "not empty"),
-    ("an export of what fills in", command("export", "masked", "--to", "hf", "--out", "out"), "model.causal"),
+    ("an export of what fills in", command("export", "masked", "--to", "hf", "--out", "out"), "train.objective=masked"),
 ]  # fmt: skip
 
 
@@ -226,6 +233,8 @@ def test_bad_input_gets_one_clear_line(
 ) -> None:
     folder = tmp_path / "here"
     shutil.copytree(prepared, folder)
+    for file in folder.glob("*/config.toml"):  # which says where the text lies
+        file.write_text(file.read_text().replace(str(prepared), str(folder)))
     monkeypatch.chdir(folder)
     monkeypatch.setenv("FEEDFWD_CACHE", str(tmp_path / "cache"))
     argv = make()

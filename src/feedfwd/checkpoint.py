@@ -14,6 +14,7 @@ Files appear whole or not at all: written beside their place, flushed to the dis
 import json
 import os
 import shutil
+import stat
 import tempfile
 import tomllib
 from collections.abc import Callable, Mapping
@@ -27,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from feedfwd._version import __version__
+from feedfwd.data.cache import flush, in_one_step
 from feedfwd.errors import RunError
 
 FORMAT = 1
@@ -35,17 +37,25 @@ RUNS = Path("runs")
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary neighbour of `path`, then put it in place in one step, or change nothing."""
-    part = path.with_name(f".{path.name}.part")
-    try:
+
+    def fill(part: Path) -> None:
         write(part)
-        _flush(part)
-        part.replace(path)
+        open_up(part)
+
+    try:
+        in_one_step(path, path.with_name(f".{path.name}.part"), fill)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise RunError(f"{path} can't be written ({error.strerror or error})", hint=_room(error)) from None
     except SafetensorError as error:  # how safetensors reports a full disk
-        part.unlink(missing_ok=True)
         raise RunError(f"{path} can't be written ({error})", hint="free some space or choose another --run") from None
+
+
+def open_up(path: Path) -> None:
+    """Give a file the rights that new ones get here: safetensors makes its own for the owner alone."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        probe = Path(folder) / "probe"
+        probe.touch()
+        path.chmod(stat.S_IMODE(probe.stat().st_mode))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -54,14 +64,6 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _room(error: OSError) -> str:
@@ -178,11 +180,11 @@ class Run:
             raise RunError(f"{self.path} is incomplete: {self.model_file.name} is missing", hint=self._repair())
         return _load(self.model_file, self._repair())
 
-    def misfit(self, error: RuntimeError) -> RunError:
+    def misfit(self, error: Exception, what: object = None) -> RunError:
         """What to raise where torch says that the weights are of another model; it lists every tensor."""
         lines = [line.strip().rstrip(".") for line in str(error).splitlines()]
         first, more = lines[min(1, len(lines) - 1)], f", and {len(lines) - 2} more" if len(lines) > 2 else ""
-        return RunError(f"{self.model_file} doesn't fit config.toml: {first}{more}", hint="was one replaced?")
+        return RunError(f"{what or self.model_file} doesn't fit config.toml: {first}{more}", hint="was one replaced?")
 
     # --- the log --------------------------------------------------------------------------------------------------
 
@@ -210,7 +212,7 @@ class Run:
             save_file(_own(tensors), part / "tensors.safetensors")
             (part / "counters.json").write_text(json.dumps(counters), encoding="utf-8")
             for file in part.iterdir():
-                _flush(file)
+                flush(file)
             part.rename(folder)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(part, ignore_errors=True)

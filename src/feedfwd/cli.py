@@ -476,12 +476,20 @@ def generate(
             )
         answer_run(run, prompt, write_out, most=tokens, sampling=sampling, seed=seed)
         return
-    generate_run(run, prompt, prompts, write_out, most=tokens, sampling=sampling, stop=stop or [], seed=seed)
+    generate_run(
+        run, prompt, prompts, write_out,
+        most=tokens, sampling=sampling, stop=stop or [], seed=seed, note=write_note,
+    )  # fmt: skip
 
 
 def write_out(piece: str) -> None:
     """To the screen at once, not when a line is full."""
     print(piece, end="", flush=True)
+
+
+def write_note(text: str) -> None:
+    """Beside the text that goes to the screen or into a file."""
+    print(f"note: {text}", file=sys.stderr)
 
 
 def layered(kind: Any, config: Path | None, set_: list[str] | None, flags: dict[str, Any]) -> dict[str, Any]:

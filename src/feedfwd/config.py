@@ -17,6 +17,33 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from feedfwd.errors import ConfigError
 
 
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested table by dotted key.
+
+    >>> flat({"model": {"width": 8, "rope_scaling": {"kind": "none"}}})
+    {'model.width': 8, 'model.rope_scaling.kind': 'none'}
+    """
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        nested = isinstance(value, dict) and key != "options"
+        found |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return found
+
+
+def edits(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Which settings differ between two nested tables, in words.
+
+    >>> edits({"model": {"width": 8}, "seed": 0}, {"model": {"width": 9}, "seed": 0})
+    ['model.width=9 (was 8)']
+    """
+    old, new = flat(before), flat(now)
+    return [
+        f"{key}={new.get(key, 'none')} (was {old.get(key, 'none')})"
+        for key in dict.fromkeys((*old, *new))
+        if old.get(key) != new.get(key)
+    ]
+
+
 def _finite(value: float) -> float:
     if not math.isfinite(value):
         raise ValueError("must be a finite number")

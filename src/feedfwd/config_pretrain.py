@@ -92,7 +92,9 @@ class WideFFN(FFNSpec):
 class PretrainUpdates(UpdatesConfig):
     batch_size: Count = Field(8, description="rows a batch")
     steps: Count | None = Field(None, description="number of updates")
-    evaluate_every: Count | None = Field(None, description="updates between evaluations; not given: ten in all")
+    evaluate_every: Count | None = Field(
+        None, description="updates between evaluations; not given: ten in all, in short runs fewer"
+    )
     save_every: Count = Field(200, description="updates between saved states")
     objective: Literal["next", "masked"] = Field(
         "next", description="next: each token from those before; masked: hidden ones from both sides (arXiv 1810.04805)"

@@ -135,6 +135,36 @@ def test_files_that_hold_no_text_are_left_out_of_a_folder_and_named(tmp_path: Pa
     assert documents(corpus) == TEXTS and any("3b.txt is not UTF-8" in note for note in corpus.notes)
 
 
+def test_a_folder_of_work_is_read_without_what_is_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "work"
+    write_folder(folder)
+    run_of_ours(folder / "run")
+    for name, content in {
+        ".venv/a.txt": b"hidden", "venv/pyvenv.cfg": b"home", "venv/lib/a.txt": b"venv", "node_modules/a.md": b"js",
+        "2a.txt": b"\0\1", "5b.csv": b'n,text\n1,good\n2,"open\n', "6b.parquet": b"PAR1", "7b.txt.gz": b"no",
+        "7c.jsonl": b"{\n", "8b.txt": b"locked",
+    }.items():  # fmt: skip
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    (folder / "9b.txt").symlink_to("nowhere")
+    os.mkfifo(folder / "9c.txt")
+    opened = Path.open
+
+    def locked(path: Path, *args, **options):
+        if path.name == "8b.txt":
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", locked)
+    corpus = Corpus([str(folder)])
+    assert sorted(documents(corpus) + documents(corpus, "validation")) == sorted(TEXTS)
+    said = " ".join(corpus.notes)
+    assert "1 run directory" in said and "2 program environments" in said and "1 broken link" in said
+    assert "1 special file" in said and "8b.txt can't be read" in said and "2 more files, 5 in all" in said
+    with pytest.raises(DataError, match=r"8b\.txt can't be read"):
+        Corpus([str(folder / "8b.txt")])
+
+
 def test_each_text_comes_once_however_many_sources_have_it(tmp_path: Path) -> None:
     a, b = jsonl(tmp_path / "a.jsonl", ["x", "y", "x", ""]), jsonl(tmp_path / "b.jsonl", ["y", "z", "Z"])
     corpus = Corpus([str(a), str(b)], validation=0)
@@ -182,6 +212,26 @@ def test_a_document_that_outweighs_all_others_is_cut(tmp_path: Path) -> None:
     train, held = "".join(documents(corpus)), "".join(documents(corpus, "validation"))
     assert train.startswith("small") or held.startswith("small")
     assert len(train) + len(held) == 5009 and 490 <= len(held) <= 520
+
+
+def test_every_source_is_split_by_itself(tmp_path: Path) -> None:
+    many = jsonl(tmp_path / "many.jsonl", [f"a large source of many documents, this is {i}" for i in range(500)])
+    one, few = tmp_path / "one.txt", jsonl(tmp_path / "few.jsonl", [f"few {i}" for i in range(4)])
+    one.write_text("0123456789" * 10)
+    corpus = Corpus([str(many), str(one), str(few)])
+    held = [sum(map(len, documents(corpus, "validation", source))) for source in range(3)]
+    assert held == corpus.survey.validation_bytes and held[1] == 10 and held[2] > 0, "each is in the scores"
+    assert documents(corpus, "train", 1) == ["0123456789" * 9]
+    assert documents(corpus) == [text for source in range(3) for text in documents(corpus, "train", source)]
+    assert documents(corpus, "validation", 0) == documents(Corpus([str(many)]), "validation")
+    assert any("half of the text of one.txt" in note for note in corpus.notes) and "end of one" in corpus.describe()
+
+
+def test_what_only_copies_another_source_is_no_harm(tmp_path: Path) -> None:
+    a, b = jsonl(tmp_path / "a.jsonl", TEXTS), jsonl(tmp_path / "b.jsonl", TEXTS[:3])
+    corpus = Corpus([str(a), str(b)])
+    assert corpus.survey.train_bytes[1] == corpus.survey.validation_bytes[1] == 0
+    assert documents(corpus, "train", 1) == documents(corpus, "validation", 1) == []
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -281,10 +331,21 @@ def broken_gzip(path: Path) -> None:
     path.write_bytes(gzip.compress(jsonl(path.with_suffix(".plain"), TEXTS * 50).read_bytes())[:-20])
 
 
-def many_files(path: Path) -> None:
-    write_folder(path)
+def no_text_files(path: Path) -> None:
+    path.mkdir()
     for i in range(3):
         (path / f"b{i}.txt").write_bytes(b"\0\1\2")
+
+
+def half_broken(path: Path) -> None:
+    write_folder(path)
+    (path / "a.jsonl").write_text('{"text": "a"}\n{torn\n' * 9)
+
+
+def run_of_ours(path: Path) -> None:
+    path.mkdir()
+    (path / "config.toml").write_text('seed = 0\n\n[run]\nformat = 1\nverb = "pretrain"\nfeedfwd = "0.1"\n')
+    (path / "notes.md").write_text("text of a run")
 
 
 BAD: dict[str, tuple[str, Callable[[Path], object], dict[str, object], str]] = {
@@ -297,10 +358,16 @@ BAD: dict[str, tuple[str, Callable[[Path], object], dict[str, object], str]] = {
     "binary csv": ("a.csv", lambda p: p.write_bytes(b"\0" * 9), {}, "is a binary file"),
     "utf-16": ("a.txt", lambda p: p.write_text("text", encoding="utf-16"), {}, "is UTF-16.*iconv"),
     "latin-1": ("a.txt", lambda p: p.write_bytes(b"caf\xe9 au lait"), {}, "is not UTF-8 text .byte 0xe9.*iconv"),
+    "gb18030": ("a.txt", lambda p: p.write_bytes("城市的网络\n".encode("gb18030") * 9), {}, "iconv -f GB18030"),
+    "an empty column": ("a.jsonl", lambda p: jsonl(p, ["", ""]), {"column": "text"}, "no text in column 'text'"),
     "latin-1 csv": ("a.csv", lambda p: p.write_bytes(b"n,text\n1,caf\xe9\n"), {}, "is not UTF-8 text"),
     "unknown form": ("a.docx", lambda p: p.write_bytes(b"x"), {}, "not of a form that text is read from.*rename"),
     "empty folder": ("texts", lambda p: p.mkdir(), {}, "holds no text files"),
-    "bad folder": ("texts", many_files, {}, "3 of 13 files hold no text"),
+    "bad folder": ("texts", no_text_files, {}, "none of the 3 files of texts holds text.*binary"),
+    "a pipe": ("a.txt", os.mkfifo, {}, "neither a file nor a folder"),
+    "broken link": ("a.txt", lambda p: p.symlink_to("nowhere"), {}, "there is no file or folder"),
+    "a run": ("run", lambda p: run_of_ours(p), {}, "is a run directory.*--from"),
+    "a folder with a half broken file": ("texts", half_broken, {}, "9 of 18 rows"),
     "many broken lines": ("a.jsonl", lambda p: p.write_text('{"text": "a"}\n{torn\n' * 9), {}, "9 of 18 rows.*line 2"),
     "all broken lines": ("a.jsonl", lambda p: p.write_bytes(b"\0\1\n" * 9), {}, "9 of 9 rows can't be used"),
     "deep json": ("a.jsonl", lambda p: p.write_text("[" * 10**5), {}, "1 of 1 rows can't be used"),

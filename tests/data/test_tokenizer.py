@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from feedfwd.data.corpus import Corpus
 from feedfwd.data.documents import cut
@@ -51,6 +51,23 @@ def test_text_comes_back_to_the_bit(tokenizer: TextTokenizer, text: str) -> None
 def test_any_text_at_all_comes_back_from_bpe_and_bytes(text: str) -> None:
     assert BPE.decode(BPE.encode(text)) == text
     assert BYTES.encode(text) == list(text.encode()) and BYTES.decode(BYTES.encode(text)) == text
+
+
+def test_a_file_that_cannot_encode_the_text_says_so() -> None:
+    engine = Tokenizer(models.WordLevel({"one": 0, "two": 1}))
+    engine.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = TextTokenizer(engine)
+    for encode in (tokenizer.encode, lambda text: tokenizer.encode_batch([text])):
+        with pytest.raises(DataError, match=r"can't encode the text .*data\.tokenizer=bpe"):
+            encode("one three")
+
+
+def test_what_a_tokenizer_loses_is_measured() -> None:
+    engine = Tokenizer(BPE.engine.model)
+    engine.normalizer, engine.decoder = normalizers.Lowercase(), decoders.ByteLevel()
+    engine.pre_tokenizer = pre_tokenizers.ByteLevel()  # puts a space before a text
+    assert TextTokenizer(engine).lost(["the Feed-Forward", " layer"]) == pytest.approx(2 / 22)
+    assert BPE.lost([TEXT, ""]) == CHARS.lost([TEXT]) == 0
 
 
 def test_bpe_is_as_large_as_asked_shortens_and_repeats_itself() -> None:

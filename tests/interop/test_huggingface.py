@@ -42,10 +42,11 @@ def made(**settings: Any) -> Transformer:
         ("llama", {"rope_scaling": YARN}),
         ("llama", {"rope_scaling": LLAMA3}),
         ("mistral", {"window": 7, "kv_heads": 1}),
-        ("qwen2", {"bias": "qkv", "kv_heads": 2, "ffn": spec("reglu")}),
+        ("llama", {"bias": "qkv", "kv_heads": 2, "ffn": spec("reglu")}),
         ("qwen2", {"bias": "qkv", "window": 5}),
         ("qwen3", {"qk_norm": True, "head_width": 12, "tied": False}),
         ("qwen3", {"qk_norm": True, "window": 9}),
+        ("qwen3", {"qk_norm": True, "bias": "qkv"}),
     ],
 )
 def test_their_logits_are_ours(family: str, settings: dict[str, Any], tmp_path: Path) -> None:
@@ -94,7 +95,7 @@ def test_greedy_generation_gives_the_same_tokens(tmp_path: Path) -> None:
         ({"causal": False}, "model.causal=False"),
         ({"ffn": FFNSpec(activation="gelu")}, "ffn.kind='dense'"),
         ({"ffn": FFNSpec(kind="gated", activation="xielu", bias=False)}, "ffn.activation='xielu'"),
-        ({"qk_norm": True, "bias": "qkv"}, "model.qk_norm=True"),
+        ({"qk_norm": True, "norm_kind": "layer"}, "model.norm_kind='layer'"),
         ({"window": 4, "ffn": spec(bias=True)}, "model.window=4"),
     ],
 )
@@ -111,3 +112,5 @@ def test_a_family_asked_for_must_fit(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'llama'"):
         export(made(), tmp_path, family="lama")
     assert export(made(), tmp_path, family="mistral").name == "mistral"
+    assert export(made(bias="qkv"), tmp_path, family="qwen2").name == "qwen2"
+    assert not any("o_proj.bias" in name for name in load_file(tmp_path / "model.safetensors"))

@@ -3,7 +3,12 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import Metaspace as MetaspaceDecoder
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Metaspace
 
+from feedfwd.data.tokenizer import TextTokenizer
 from feedfwd.errors import ConfigError, DataError
 from feedfwd.ffn import FFNSpec
 from feedfwd.ffn.lora import Adapter, add_adapters
@@ -106,6 +111,8 @@ def test_filters_keep_what_they_say() -> None:
     assert kept(top_p=float(p[0]) - 0.01) == [0] and kept(top_p=float(p[0]) + 0.01) == [0, 1]
     assert kept(min_p=float(p[2] / p[0]) - 0.01) == [0, 1, 2]
     assert kept(temperature=0.01, min_p=0.5) == [0]
+    for cold in (1e-37, 1e-320):
+        assert kept(temperature=cold) == Sampling(temperature=cold).draw(logits, None, [torch.Generator()]) == [0]
     torch.testing.assert_close(Sampling(temperature=2.0).probabilities(logits), (logits / 2).softmax(-1))
 
 
@@ -135,6 +142,20 @@ def test_pieces_join_to_the_text_and_never_split_a_character() -> None:
     assert "".join(pieces) == text and not any("�" in piece for piece in pieces)
     broken = Piecewise(Bytes())
     assert "".join([broken.add(i) for i in b"ok \xff"] + [broken.finish()]) == "ok �"
+
+
+def test_the_first_space_after_a_prompt_is_kept() -> None:
+    engine = Tokenizer(WordLevel({"▁two": 0, "▁times": 1, "one": 2}))
+    engine.pre_tokenizer, engine.decoder = Metaspace(), MetaspaceDecoder()
+    tokenizer = TextTokenizer(engine)
+    for before, said in (
+        ([0], " times two"),
+        ([0] * 20, " times two"),
+        ([], "times two"),
+        ([tokenizer.end], "times two"),
+    ):
+        piecewise = Piecewise(tokenizer, before=before)
+        assert "".join([piecewise.add(1), piecewise.add(0), piecewise.finish()]) == said
 
 
 def test_streaming_equals_the_batch_and_stops_at_strings() -> None:

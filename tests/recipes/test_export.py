@@ -53,6 +53,9 @@ def trained(*settings: str) -> None:
         ["data.tokenizer=bpe", "data.vocabulary=300"],
         ["data.tokenizer=chars", "model.qk_norm=true", "model.kv_heads=2", "model.tied=false"],
         ["data.tokenizer=bytes", "model.bias=qkv", "model.window=9"],
+        ["data.tokenizer=bpe", "data.vocabulary=280", "model.bias=qkv"],
+        ["data.tokenizer=chars", "model.bias=qkv"],
+        ["data.tokenizer=bytes", "model.bias=qkv"],
         ["model.rope_scaling.kind=linear", "model.rope_scaling.factor=2"],
         ["model.rope_scaling.kind=yarn", "model.rope_scaling.factor=4", "model.rope_scaling.original=16"],
         ["model.rope_scaling.kind=llama3", "model.rope_scaling.factor=4", "model.rope_scaling.original=16"],
@@ -66,7 +69,7 @@ def test_transformers_loads_it_with_the_same_logits(settings: list[str]) -> None
     theirs = transformers.AutoModelForCausalLM.from_pretrained("deep/out").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained("deep/out")
     ours = ff.load("run")
-    text = "12 乘 5 = 60.\n13 乘 6 ="
+    text = "12 乘 5 = 60.\n13 乘 6 ="  # Qwen2's own tokenizer splits numbers otherwise
     ids = ours.encode(text)
     assert tokenizer(text)["input_ids"] == ids[0].tolist() and tokenizer.decode(ids[0]) == text
     assert tokenizer.eos_token_id == theirs.config.eos_token_id == ours.tokenizer.end
@@ -115,3 +118,14 @@ def test_what_can_not_be_written_says_so(
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and said in error
     assert sorted(Path.cwd().rglob("*")) == before
+
+
+def test_a_shape_whose_tokenizer_transformers_replaces_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    transformers = pytest.importorskip("transformers")
+    trained("data.tokenizer=chars", "model.bias=qkv", "model.window=9")
+    assert call("export", "run", "--to", "hf", "--out", "out") == 0
+    assert "PreTrainedTokenizerFast" in capsys.readouterr().out
+    text = "12 乘 5 = 60.\n"
+    assert transformers.PreTrainedTokenizerFast.from_pretrained("out")(text)["input_ids"] == (
+        ff.load("run").encode(text)[0].tolist()
+    )

@@ -17,6 +17,7 @@ from feedfwd.recipes.console import Silent
 from feedfwd.recipes.interrupt import Interrupted
 from feedfwd.recipes.pace import Pace, again_at, replanned
 from feedfwd.recipes.pretrain import Pretraining, pretrain_config, resume
+from feedfwd.recipes.say_text import cost
 from feedfwd.recipes.text import PreparedText, prepare_text, preset, shape, suited, too_short
 from feedfwd.train.schedules import build_schedule
 
@@ -93,6 +94,13 @@ def test_only_a_size_of_ones_own_is_said_to_be_too_large(monkeypatch: pytest.Mon
     ))  # fmt: skip
     assert too_short(ours) == []
     assert "--size pico would suit it better" in too_short(own)[0]
+
+
+def test_minutes_too_few_for_ones_own_size_are_foreseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, ours = (chosen(Machine(1e11), monkeypatch, *sets) for sets in (["size=tiny"], []))
+    said = cost(own, per_step=1.0, memory=0)
+    assert "--size pico would suit it better" in said[1] and "note: " in said[1]
+    assert len(cost(own, per_step=1e-4, memory=0)) == len(cost(ours, per_step=1.0, memory=0)) == 1
 
 
 def test_suited_tells_how_many_tokens_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,24 +30,36 @@ def key(*parts: object) -> str:
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a neighbour of `path`, then put it in place in one step, or change nothing.
-
-    The neighbour's name carries the process, so that two runs that prepare the same text don't disturb each other.
-    """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+def in_one_step(path: Path, part: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill `part`, a neighbour of `path`, then put it in place in one step, or change nothing."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         write(part)
-        descriptor = os.open(part, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        flush(part)
         part.replace(path)
-    except OSError as error:
+    except BaseException:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+        raise
+
+
+def flush(path: Path) -> None:
+    """Have the disk hold what was written."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """A file of the cache, whole or not at all.
+
+    Its neighbour's name carries the process, so that two runs that prepare the same text don't disturb each other.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        in_one_step(path, path.with_name(f".{path.name}.{os.getpid()}.part"), write)
+    except OSError as error:
         raise DataError(
             f"the cache {cache_folder()} can't be written ({error.strerror or error})",
             hint="free some space, or set FEEDFWD_CACHE to a folder that has it",

@@ -1,4 +1,4 @@
-"""A corpus: documents from several sources, each text once, split by document before anything is learnt from them.
+"""A corpus: documents from several sources, each text once, each source split by document before anything is learnt.
 
 Opening reads everything once: to count, to find copies, to split. What that survey found is cached under a hash of the
 files' bytes, so that opening an unchanged corpus again costs reading the bytes, and a changed one is never mistaken
@@ -11,7 +11,7 @@ import hashlib
 import math
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -20,13 +20,13 @@ import numpy as np
 
 from feedfwd.data.batches import derived_seed
 from feedfwd.data.cache import cache_folder, key, read_json, write_json, write_whole
-from feedfwd.data.documents import TEXT, TOLERATED, NotText, Piece, Tally, form_of, read_pieces
-from feedfwd.data.sources import find
+from feedfwd.data.documents import TEXT, ManyBroken, Piece, Tally, form_of, read_pieces
+from feedfwd.data.sources import TextSource, find
 from feedfwd.errors import DataError
 
 Part = Literal["train", "validation"]
 LEFT_OUT, TRAIN, VALIDATION, CUT = range(4)  # a document's fate
-FORMAT = 1  # of the cached survey, and of what decides a document's fate
+FORMAT = 2  # of the cached survey, and of what decides a document's fate
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Survey:
     documents: list[int]  # read, empty ones and copies included
     train_bytes: list[int]  # UTF-8
     validation_bytes: list[int]
-    cut_at: int  # bytes of the document that is cut which stay in training
+    cut_at: list[int]  # bytes of a source's document that is cut which stay in training; 0: none is
     unused_files: list[int]  # numbers of the files that hold no text
     notes: list[str] = field(default_factory=list)
 
@@ -45,11 +45,12 @@ class Survey:
 class Corpus:
     """Text from files, ready to be streamed as pieces of documents.
 
-    A document is held out if a hash of its text and the seed falls below `validation`: a text stays on its side when
-    others come and go. At least one document is on each side. A document with more than half of all text would
-    unbalance either side, so it is cut: its last part is held out. A single document is the plainest case of this.
+    Each source is split by itself, so that the scores tell of a small one too. A document is held out if a hash of its
+    text and the seed falls below `validation`: a text stays on its side when others come and go. At least one document
+    is on each side. A document with more than half of its source's text would unbalance either side, so it is cut: its
+    last part is held out. A single document is the plainest case of this.
 
-    `weights`, one a source, say how often each is drawn from (see `PackedBatches`); None: as it comes.
+    `weights`, one a source, are only checked here: `PackedBatches` draws by them.
     Raises DataError where there is nothing to read, or too much that can't be read.
     """
 
@@ -69,11 +70,11 @@ class Corpus:
                 f"{len(weights)} weights for {len(sources)} sources, smallest {min(weights, default=0):g}",
                 hint="give one positive weight for each source",
             )
-        self.sources = tuple(find(source) for source in sources)
+        self.files: dict[Path, str] = {}  # hash of the content
+        self.sources = tuple(self._that_can_be_read(find(source)) for source in sources)
         self.validation, self.seed, self.column = validation, seed, column
-        self.weights = None if weights is None else tuple(weights)
         self._states = {path: _state(path) for path in self._files()}
-        contents = [[[form_of(path), _hash(path)] for path in source.files] for source in self.sources]
+        contents = [[[form_of(path), self.files[path]] for path in source.files] for source in self.sources]
         self.fingerprint = key("corpus", FORMAT, contents, validation, seed, column)
         self.survey = self._cached_survey()
 
@@ -100,12 +101,19 @@ class Corpus:
         )
 
     def _cut_or_whole(self) -> str:
-        return "the end of one document" if CUT in self.survey.fates else "in whole documents"
+        cut = int((self.survey.fates == CUT).sum())
+        if cut > 1:
+            return f"the ends of {cut} documents"
+        return "the end of one document" if cut else "in whole documents"
 
     def pieces(self, part: Part, source: int | None = None) -> Iterator[Piece]:
         """The text of one part, of one source or of all in turn, always in the same order."""
         wanted = TRAIN if part == "train" else VALIDATION
-        number = 0 if source is None else sum(self.survey.documents[:source])
+        if source is None:
+            for one in range(len(self.sources)):
+                yield from self.pieces(part, one)
+            return
+        number, cut_at = sum(self.survey.documents[:source]), self.survey.cut_at[source]
         for path in self._readable(source):
             if form_of(path) in TEXT and self._fate(number, path) not in (wanted, CUT):
                 number += 1  # the file's one document
@@ -116,10 +124,10 @@ class Corpus:
                 if fate == wanted:
                     yield piece
                 elif fate == CUT:
-                    head, tail = _cut(piece.text, self.survey.cut_at - read)
+                    head, tail = _cut(piece.text, cut_at - read)
                     before, read = read, read + len(piece.text.encode())
-                    if part == "train" and before < self.survey.cut_at:
-                        yield Piece(head, last=read >= self.survey.cut_at)
+                    if part == "train" and before < cut_at:
+                        yield Piece(head, last=read >= cut_at)
                     elif part == "validation" and (tail or piece.last):
                         yield Piece(tail, piece.last)
                 if piece.last:
@@ -133,15 +141,28 @@ class Corpus:
             if math.ceil((i + 1) * share) > math.ceil(i * share):
                 yield piece.text
 
+    def _that_can_be_read(self, source: TextSource) -> TextSource:
+        """The source without files that can't be opened; DataError where it is one alone, or none can."""
+        readable: list[Path] = []
+        problems: list[DataError] = []
+        for path in source.files:
+            try:
+                self.files[path] = _hash(path)
+                readable.append(path)
+            except DataError as error:
+                problems.append(error)
+        if not readable:
+            raise problems[0]
+        return replace(source, files=tuple(readable), notes=(*source.notes, *_left_out(problems)))
+
     # --- files ----------------------------------------------------------------------------------------------------
 
-    def _files(self, source: int | None = None) -> list[Path]:
-        sources = self.sources if source is None else (self.sources[source],)
-        return [path for s in sources for path in s.files]
+    def _files(self) -> list[Path]:
+        return [path for source in self.sources for path in source.files]
 
-    def _readable(self, source: int | None) -> list[Path]:
-        first = 0 if source is None else len([p for s in self.sources[:source] for p in s.files])
-        return [p for i, p in enumerate(self._files(source), first) if i not in self.survey.unused_files]
+    def _readable(self, source: int) -> list[Path]:
+        first = sum(len(s.files) for s in self.sources[:source])
+        return [p for i, p in enumerate(self.sources[source].files, first) if i not in self.survey.unused_files]
 
     def _fate(self, number: int, path: Path) -> int:
         if number >= len(self.survey.fates):
@@ -172,20 +193,22 @@ class Corpus:
         documents: list[int] = []
         unused: list[int] = []
         notes: list[str] = []
-        problems: list[str] = []
         number = 0
         for source in self.sources:
             before = len(digests)
+            problems: list[DataError] = []
             columns: dict[str, int] = {}
             for path in source.files:
-                tally = Tally()
+                tally, sound = Tally(), len(digests)
                 try:
                     _digest(read_pieces(path, self.column, tally), digests, sizes)
-                except NotText as error:
-                    if len(source.files) == 1:
+                except DataError as error:
+                    if len(source.files) == 1 or isinstance(error, ManyBroken):
                         raise
+                    del digests[sound:], sizes[sound:]
                     unused.append(number)
-                    problems.append(error.message)
+                    problems.append(error)
+                    tally = Tally()
                 number += 1
                 self._check_unchanged(path)
                 if tally.guessed and tally.column is not None and tally.column != "text":
@@ -194,14 +217,10 @@ class Corpus:
                     notes.append(f"{path}: left out {tally.broken:,} of {tally.rows:,} rows ({tally.summary()})")
             notes += [f"{source.name}: took column {c!r} as text; data.column names another" for c in columns]
             documents.append(len(digests) - before)
-        if len(problems) > max(1, TOLERATED * number):
-            raise DataError(
-                f"{len(problems):,} of {number:,} files hold no text that can be read ({problems[0]})",
-                hint="remove them from the source, or mend them",
-            )
-        notes += [f"left out: {problem}" for problem in problems[:3]]
-        if len(problems) > 3:
-            notes.append(f"left out: {len(problems) - 3:,} more files that hold no text")
+            if len(problems) == len(source.files):
+                what = f"none of the {len(problems):,} files of {source.name} holds text that can be read"
+                raise DataError(f"{what} ({problems[0].message})", hint=problems[0].hint)
+            notes += _left_out(problems)
         return self._decide(np.array(digests), np.array(sizes), documents, unused, notes)
 
     def _decide(
@@ -209,27 +228,32 @@ class Corpus:
     ) -> Survey:
         kept = (sizes > 0) & ~_copies(digests, sizes)
         if not kept.any():
-            raise DataError(f"{self.name} has no text", hint="check the source: all its documents are empty")
+            what = f"{self.name} has no text" + (f" in column {self.column!r}" if self.column else "")
+            raise DataError(what, hint="check the source: all its documents are empty")
         copies = int((sizes > 0).sum() - kept.sum())
         if copies:
             notes.append(f"left out {copies:,} exact cop{'y' if copies == 1 else 'ies'} of other documents")
-        fates, cut_at = split_documents(digests, np.where(kept, sizes, 0), self.validation, self.seed)
         counts: dict[int, list[int]] = {TRAIN: [], VALIDATION: []}
-        cut = fates == CUT
-        if cut.any():
-            notes.append("one document holds more than half of the text: its end is held out")
+        all_fates: list[np.ndarray] = []
+        cuts: list[int] = []
         bounds = np.cumsum([0, *documents])
-        for begin, end in pairwise(bounds.tolist()):
-            f, s = fates[begin:end], sizes[begin:end]
+        for source, (begin, end) in zip(self.sources, pairwise(bounds.tolist()), strict=True):
+            d, s = digests[begin:end], np.where(kept, sizes, 0)[begin:end]
+            f, cut_at = split_documents(d, s, self.validation, self.seed)
+            if cut_at:
+                notes.append(f"one document holds more than half of the text of {source.name}: its end is held out")
             in_cut = int(s[f == CUT].sum())
             counts[TRAIN].append(int(s[f == TRAIN].sum()) + min(in_cut, cut_at))
             counts[VALIDATION].append(int(s[f == VALIDATION].sum()) + max(0, in_cut - cut_at))
+            all_fates.append(f)
+            cuts.append(cut_at)
         if not sum(counts[TRAIN]) or (self.validation > 0 and not sum(counts[VALIDATION])):
             raise DataError(
                 f"{self.name} has {int(sizes[kept].sum()):,} bytes of text, too few to hold some out",
                 hint="give more text",
             )
-        return Survey(fates, documents, counts[TRAIN], counts[VALIDATION], cut_at, unused, notes)
+        fates = np.concatenate(all_fates)
+        return Survey(fates, documents, counts[TRAIN], counts[VALIDATION], cuts, unused, notes)
 
 
 def split_documents(digests: np.ndarray, sizes: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, int]:
@@ -241,15 +265,16 @@ def split_documents(digests: np.ndarray, sizes: np.ndarray, share: float, seed: 
     """
     kept = sizes > 0
     fates = np.where(kept, TRAIN, LEFT_OUT).astype(np.uint8)
-    if share == 0:
+    if share == 0 or not kept.any():
         return fates, 0
     draw = _mixed(digests, seed)
     held = kept & (draw < share)
     largest = int(sizes.argmax())
     if 2 * int(sizes[largest]) > int(sizes.sum()):
+        cut_at = int(int(sizes[largest]) * (1 - share))
         fates[held] = VALIDATION
-        fates[largest] = CUT
-        return fates, int(int(sizes[largest]) * (1 - share))
+        fates[largest] = CUT if cut_at else TRAIN  # of a byte or two nothing can be held out
+        return fates, cut_at
     if not held.any():
         held[np.where(kept, draw, 2.0).argmin()] = True
     elif held.sum() == kept.sum():
@@ -264,6 +289,14 @@ def _mixed(digests: np.ndarray, seed: int) -> np.ndarray:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return ((x ^ (x >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
+
+
+def _left_out(problems: Sequence[DataError]) -> list[str]:
+    """The files that hold no text, the first named and all counted."""
+    notes = [f"left out: {problem.message}" for problem in problems[:3]]
+    if len(problems) > 3:
+        notes.append(f"left out: {len(problems) - 3:,} more files, {len(problems):,} in all, that hold no text")
+    return notes
 
 
 def _digest(pieces: Iterator[Piece], digests: "array[int]", sizes: "array[int]") -> None:

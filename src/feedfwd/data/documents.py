@@ -16,6 +16,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from feedfwd.data.decoding import guess
 from feedfwd.errors import DataError
 
 TEXT = (".txt", ".md", ".py")
@@ -34,8 +35,8 @@ class Piece(NamedTuple):
     last: bool
 
 
-class NotText(DataError):
-    """A file that should hold text and doesn't; among many files it can be left out."""
+class ManyBroken(DataError):
+    """A file of rows, too many of them broken: a mistake that is not passed over among many files either."""
 
 
 @dataclass
@@ -58,7 +59,8 @@ class Tally:
 
     def check(self, path: Path) -> None:
         if self.broken > TOLERATED * self.rows:
-            raise DataError(
+            kind = ManyBroken if self.broken < self.rows else DataError
+            raise kind(
                 f"{path}: {self.broken:,} of {self.rows:,} rows can't be used ({self.summary()})",
                 hint=f"mend or remove them; up to {TOLERATED:.0%} are left out, more are taken as a mistake",
             )
@@ -92,9 +94,9 @@ def read_pieces(path: Path, column: str | None, tally: Tally) -> Iterator[Piece]
     except OSError as error:
         raise DataError(f"{path} can't be read ({error.strerror})", hint="check the path and its permissions") from None
     except UnicodeDecodeError as error:
-        raise NotText(
+        raise DataError(
             f"{path} is not UTF-8 text (byte {error.object[error.start]:#04x} is the first that doesn't fit)",
-            hint="save it as UTF-8, for example with: iconv -f LATIN1 -t UTF-8",
+            hint=f"save it as UTF-8, for example with: iconv -f {guess(error.object).upper()} -t UTF-8",
         ) from None
 
 
@@ -114,7 +116,7 @@ def _text_blocks(path: Path) -> Iterator[str]:
             try:
                 encoding, _ = tokenize.detect_encoding(file.readline)
             except SyntaxError as error:
-                raise NotText(f"{path} is not readable as Python source ({error.msg})", hint="leave it out") from None
+                raise DataError(f"{path} is not readable as Python source ({error.msg})", hint="leave it out") from None
             file.seek(0)
         with TextIOWrapper(file, encoding, newline="") as text:
             while block := text.read(BLOCK):
@@ -123,9 +125,9 @@ def _text_blocks(path: Path) -> Iterator[str]:
 
 def _refuse_binary(path: Path, head: bytes) -> None:
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise NotText(f"{path} is UTF-16, not UTF-8", hint="save it as UTF-8, e.g. with: iconv -f UTF-16 -t UTF-8")
+        raise DataError(f"{path} is UTF-16, not UTF-8", hint="save it as UTF-8, e.g. with: iconv -f UTF-16 -t UTF-8")
     if b"\0" in head:
-        raise NotText(f"{path} is a binary file, not text", hint=f"give text: {', '.join(FORMS)}")
+        raise DataError(f"{path} is a binary file, not text", hint=f"give text: {', '.join(FORMS)}")
 
 
 def cut(blocks: Iterable[str]) -> Iterator[Piece]:

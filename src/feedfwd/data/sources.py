@@ -1,7 +1,9 @@
 """From what a user names to text files: a file, a folder, `stdlib`, or a data set of the Hugging Face hub."""
 
+import os
 import re
 import sysconfig
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from feedfwd.errors import DataError
 STDLIB = "stdlib"
 # Python's own tests are two thirds of its bytes, broken on purpose in places, and missing from many installations.
 NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+RUN, ENVIRONMENT = "run directory", "program environment"
 NO_DATA = (".md", ".py", "dataset_infos.json")  # on the hub
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(/[\w.-]+)*")
 
@@ -32,10 +35,14 @@ def find(source: str, forms: Sequence[str] = FORMS, part: str = "train") -> Text
     A name is `stdlib`, the running Python's standard library without its tests; or `owner/name` or `owner/name/folder`
     of the hub, of which the files of a `part` are taken where files are named so.
     """
+    if not source.strip():
+        raise DataError("a source without a name", hint=f"name a file, a folder, {STDLIB}, or owner/name of the hub")
     path = Path(source).expanduser()
     if path.is_dir():
         return _folder(source, path, forms)
     if path.exists():
+        if not path.is_file():
+            raise DataError(f"{path} is neither a file nor a folder", hint="give one that holds the text")
         if form_of(path, forms) is None:
             raise DataError(
                 f"{path} is not of a form that text is read from",
@@ -54,6 +61,26 @@ def find(source: str, forms: Sequence[str] = FORMS, part: str = "train") -> Text
     )
 
 
+def placed(source: str) -> str:
+    """What a source is found by from any folder: its absolute path where it is one, else its name.
+
+    >>> placed("stdlib"), placed("..") == str(Path.cwd().parent)
+    ('stdlib', True)
+    """
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else source
+
+
+def seen_from_here(source: str) -> str:
+    """How a source is shown: its path from this folder on, where it is in it.
+
+    >>> seen_from_here(placed("pyproject.toml")), seen_from_here("/etc/hosts"), seen_from_here("stdlib")
+    ('pyproject.toml', '/etc/hosts', 'stdlib')
+    """
+    path, here = Path(source), Path.cwd()
+    return str(path.relative_to(here)) if path.is_absolute() and path.is_relative_to(here) else source
+
+
 def of_part(source: str, names: Sequence[str], part: str) -> list[str]:
     """The names of the files of a part, or all where none says that it is of one; DataError where none is of it."""
     chosen = [name for name in names if part in name.lower()]
@@ -63,14 +90,54 @@ def of_part(source: str, names: Sequence[str], part: str) -> list[str]:
 
 
 def _folder(source: str, folder: Path, forms: Sequence[str]) -> TextSource:
-    files = sorted(
-        (p.relative_to(folder) for p in folder.rglob("*") if form_of(p, forms) is not None and p.is_file()),
-        key=lambda p: p.parts,
-    )
-    files = [p for p in files if not any(part.startswith(".") for part in p.parts)]
+    """All text files below, but for hidden ones and what programs wrote there: runs of ours and environments."""
+    if _what_made(folder) == RUN:
+        hint = f"name the text; to train it further: feedfwd pretrain TEXT --from {source}"
+        raise DataError(f"{source} is a run directory, no text", hint=hint)
+    files: list[Path] = []
+    left: Counter[str] = Counter()
+    for place, folders, names in os.walk(folder):
+        here = Path(place)
+        kept = []
+        for name in folders:
+            made = None if name.startswith(".") else _what_made(here / name)
+            if made is not None:
+                left[made] += 1
+            elif not name.startswith("."):
+                kept.append(name)
+        folders[:] = kept
+        for path in (here / name for name in names if not name.startswith(".")):
+            if form_of(path, forms) is not None:
+                if path.is_file():
+                    files.append(path)
+                else:
+                    left["broken link" if path.is_symlink() else "special file"] += 1
     if not files:
         raise DataError(f"{source} holds no text files", hint=f"files of text end in {', '.join(forms)}")
-    return TextSource(folder.resolve().name, tuple(folder / p for p in files))
+    counts = ", ".join(f"{n} {plural(what, n)}" for what, n in left.items())
+    notes = (f"left out of {source}: {counts}",) if counts else ()
+    return TextSource(folder.resolve().name, tuple(sorted(files, key=lambda p: p.parts)), notes)
+
+
+def _what_made(folder: Path) -> str | None:
+    """What kind of program's folder it is, whose text files are nobody's text; None: of no known one."""
+    if folder.name == "node_modules" or (folder / "pyvenv.cfg").is_file() or (folder / "conda-meta").is_dir():
+        return ENVIRONMENT
+    try:
+        settings = (folder / "config.toml").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+    return RUN if re.search(r"^\[run\]$", settings, re.MULTILINE) and "feedfwd" in settings else None
+
+
+def plural(what: str, n: int) -> str:
+    """
+    >>> plural("run directory", 2), plural("broken link", 2), plural("run directory", 1)
+    ('run directories', 'broken links', 'run directory')
+    """
+    if n == 1:
+        return what
+    return f"{what[:-1]}ies" if what.endswith("y") else f"{what}s"
 
 
 def _stdlib() -> TextSource:

@@ -60,6 +60,8 @@ class TextTokenizer:
             return self.engine.encode(text, add_special_tokens=False).ids
         except TypeError:  # half a character, as Python makes of bytes on a command line that are no UTF-8
             raise DataError(f"{text!a} is not Unicode text", hint="give it as UTF-8") from None
+        except Exception as error:  # the engine raises bare Exceptions
+            raise _unable(error) from None
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Many texts at once: by looking words up where that is exact and cores are few, else by the engine on all."""
@@ -68,11 +70,27 @@ class TextTokenizer:
         return [np.array(ids, dtype=np.uint32) for ids in self._encode_plainly(texts)]
 
     def _encode_plainly(self, texts: Sequence[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self.engine.encode_batch_fast(texts, add_special_tokens=False)]
+        try:
+            return [encoding.ids for encoding in self.engine.encode_batch_fast(texts, add_special_tokens=False)]
+        except Exception as error:  # the engine raises bare Exceptions
+            raise _unable(error) from None
 
     def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
         """The text of tokens, special ones left out unless wanted; bytes that are no text yet become �."""
         return self.engine.decode(list(ids), skip_special_tokens=not special)
+
+    def lost(self, texts: Iterable[str]) -> float:
+        """The share of characters that don't come back from their tokens, or come on top.
+
+        >>> byte_tokenizer().lost(["né"]), learn_chars(["abc"]).lost(["abcd"])
+        (0.0, 0.25)
+        """
+        total, changed = 0, 0
+        for text in texts:
+            was, back = Counter(text), Counter(self.decode(self.encode(text)))
+            added = sum((back - was).values()) - (text[:1] != " ")  # one space may stand before a text
+            total, changed = total + len(text), changed + max(sum((was - back).values()), added)
+        return min(1.0, changed / max(1, total))
 
     @property
     def fingerprint(self) -> str:
@@ -216,6 +234,12 @@ def _from_file(name: str, vocabulary: int | None, mask: bool) -> TextTokenizer:
         tokenizer.engine.add_special_tokens([MASK])
         return TextTokenizer(tokenizer.engine, (*tokenizer.notes, f"the tokenizer has no mask token: {MASK} was added"))
     return tokenizer
+
+
+def _unable(error: Exception) -> DataError:
+    problem = (str(error).strip() or type(error).__name__).splitlines()[0]
+    what = f"the tokenizer can't encode the text ({problem})"
+    return DataError(what, hint="take one that has an unknown token or falls back to bytes, such as data.tokenizer=bpe")
 
 
 def _find(engine: Tokenizer, names: Sequence[str]) -> int | None:

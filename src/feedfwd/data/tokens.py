@@ -66,10 +66,6 @@ class Tokens:
     def __len__(self) -> int:
         return self._bounds[-1]
 
-    @property
-    def bytes_per_token(self) -> float:
-        return self.counts.bytes / max(1, len(self))
-
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens `start` to `stop`, int64; token -1 is the end token that stands before the first document."""
         out = np.full(stop - start, self.end, dtype=np.int64)

@@ -72,6 +72,10 @@ class Family:
     same: Mapping[str, str] = field(default_factory=dict)  # other names of a tensor
     offset: int = 0
 
+    def zero_biases(self, model: Transformer) -> bool:
+        """Whether it has a bias of attention's output beside those of q, k and v, and the model has not."""
+        return model.bias == "qkv" and bool(self.config(model).get("attention_bias"))
+
     def pairs(self, head: str) -> list[Pair]:
         return [*self.names, *self.heads[head].names]
 
@@ -230,7 +234,7 @@ def _qwen_settings(c: Config) -> dict[str, Any]:
 
 
 def _llama_objections(model: Transformer) -> Iterator[Objection]:
-    yield from _llama_shape(model, biases=("none", "all"), qk_norm=False, window=False)
+    yield from _llama_shape(model, biases=("none", "qkv", "all"), qk_norm=False, window=False)
 
 
 def _without_ffn_bias(model: Transformer) -> Iterator[Objection]:
@@ -251,7 +255,7 @@ def _qwen2_objections(model: Transformer) -> Iterator[Objection]:
 
 
 def _qwen3_objections(model: Transformer) -> Iterator[Objection]:
-    yield from _llama_shape(model, biases=("none", "all"), qk_norm=True, window=True)
+    yield from _llama_shape(model, biases=("none", "qkv", "all"), qk_norm=True, window=True)
     yield from _without_ffn_bias(model)
 
 
@@ -424,7 +428,7 @@ NO_DECODER: dict[str, Sequence[object]] = {
 FAMILIES = {family.name: family for family in [
     Family(
         "llama", "model.", LLAMA_BODY, _decoder_heads("Llama"), _llama_objections,
-        lambda m: _llama_config(m) | {"attention_bias": m.bias == "all", "mlp_bias": m.ffn_spec.bias},
+        lambda m: _llama_config(m) | {"attention_bias": m.bias != "none", "mlp_bias": m.ffn_spec.bias},
         _llama_settings, ROTARY, (r".*rotary_emb\.inv_freq",),
     ),
     Family(
@@ -439,7 +443,7 @@ FAMILIES = {family.name: family for family in [
     ),
     Family(
         "qwen3", "model.", LLAMA_BODY, _decoder_heads("Qwen3"), _qwen3_objections,
-        lambda m: _llama_config(m) | _qwen_window(m) | {"attention_bias": m.bias == "all"},
+        lambda m: _llama_config(m) | _qwen_window(m) | {"attention_bias": m.bias != "none"},
         lambda c: _qwen_settings(c) | {"qk_norm": True}, ROTARY, (r".*rotary_emb\.inv_freq",),
     ),
     Family(

@@ -224,6 +224,10 @@ def to_theirs(family: Family, model: Transformer) -> dict[str, Tensor]:
         for name, part in zip(pair.theirs, whole.chunk(len(pair.theirs)), strict=True):
             name = name.removeprefix(family.prefix) if model.head_kind == "none" else name
             found[name.format(block)] = part.float().contiguous().clone()
+    if family.zero_biases(model):
+        for name, weight in list(found.items()):
+            if name.endswith("self_attn.o_proj.weight"):
+                found[name.removesuffix("weight") + "bias"] = torch.zeros(len(weight))
     if not model.tied:
         found |= {other: found[name].clone() for other, name in family.same.items() if name in found}
     if left:

@@ -14,9 +14,13 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
-from feedfwd.errors import ConfigError, DataError
+from feedfwd.errors import ConfigError, DataError, TrainingError
 from feedfwd.models.reading import Remembering, Rereading
 from feedfwd.models.transformer import Transformer
+
+COLDEST = 1e-30  # temperature below which a logit divided by it is beyond fp32, and the likeliest token is all there is
+LARGEST_SEED = 2**62  # what a generator takes, with room for the number of a row
+BATCH = 16  # prompts written after at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,8 @@ class Sampling:
         >>> Sampling(top_k=2).probabilities(torch.tensor([[0.0, 0.0, -1.0]]))
         tensor([[0.5000, 0.5000, 0.0000]])
         """
+        if self.temperature < COLDEST:
+            return torch.zeros_like(logits_BV, dtype=torch.float32).scatter_(1, logits_BV.argmax(-1, keepdim=True), 1.0)
         z = logits_BV.float() / self.temperature
         if self.top_k is not None and self.top_k < z.shape[1]:
             z = z.masked_fill(z < z.topk(self.top_k)[0][:, -1:], -math.inf)
@@ -69,9 +75,12 @@ class Sampling:
         if seen_BV is not None:
             factor = torch.where(logits_BV > 0, 1 / self.repetition_penalty, self.repetition_penalty)
             logits_BV = torch.where(seen_BV, logits_BV * factor, logits_BV)
-        if self.temperature == 0:
+        if self.temperature < COLDEST:
             found: list[int] = logits_BV.argmax(-1).tolist()
             return found
+        if not logits_BV.isfinite().all():
+            hint = "it was trained at too high a rate: lower optimizer.lr"
+            raise TrainingError("the model's outputs are not finite, and no token can be drawn from them", hint=hint)
         rows = zip(self.probabilities(logits_BV), generators, strict=True)
         return [int(torch.multinomial(p, 1, generator=generator)) for p, generator in rows]
 
@@ -93,6 +102,8 @@ def tokens(
     from its own generator, of seed + r: what it writes doesn't depend on the others.
     """
     sampling, closed = sampling or Sampling(), closed if closed is not None else set()
+    if abs(seed) >= LARGEST_SEED:
+        raise ConfigError(f"seed={seed} can't be used", hint="give a smaller number, such as 0")
     _check(model, prompts)
     texts = [list(prompt) for prompt in prompts]
     device = model.head_weight.device
@@ -144,6 +155,9 @@ def _recent(texts: list[list[int]], context: int) -> tuple[list[list[int]], bool
     return [text[-keep:] if cut else text for text, cut in zip(texts, long, strict=True)], any(long)
 
 
+SEEN = 8  # tokens of a prompt that a decoder is shown with those after it
+
+
 class Tokenizer(Protocol):
     """What this module asks of a tokenizer."""
 
@@ -155,6 +169,8 @@ class Tokenizer(Protocol):
 class Piecewise:
     """Text from tokens, given out as soon as it is certain: no half characters, nothing from a stop string on.
 
+    `before` are the tokens that it goes on from: many tokenizers leave out the first space of what they decode.
+
     >>> class Letters:
     ...     def encode(self, text): return [ord(c) for c in text]
     ...     def decode(self, ids): return "".join(map(chr, ids))
@@ -165,10 +181,13 @@ class Piecewise:
     ('', True)
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), before: Sequence[int] = ()) -> None:
         self.tokenizer, self.stop = tokenizer, [s for s in stop if s]
-        self.ids: list[int] = []
-        self.shown, self.decoded = 0, 0  # tokens before `shown` are done with; those before `decoded` are in `held`
+        self.ids: list[int] = list(before[-SEEN:])
+        self.shown, self.decoded = (
+            0,
+            len(self.ids),
+        )  # tokens before `shown` are done with; those before `decoded` are in `held`
         self.held = ""
         self.stopped = False
 
@@ -220,8 +239,9 @@ def write(
     seed: int = 0,
 ) -> Iterator[str]:
     """The text that follows a prompt, piece by piece. An empty prompt begins at `end`, as a new document."""
-    text = Piecewise(tokenizer, stop)
-    for (token,) in tokens(model, [_ids(tokenizer, prompt, end)], most=most, sampling=sampling, end=end, seed=seed):
+    ids = _ids(tokenizer, prompt, end)
+    text = Piecewise(tokenizer, stop, ids)
+    for (token,) in tokens(model, [ids], most=most, sampling=sampling, end=end, seed=seed):
         if token is None or token == end:
             break
         if piece := text.add(token):
@@ -242,13 +262,13 @@ def complete(
     end: int | None = None,
     stop: Sequence[str] = (),
     seed: int = 0,
-    batch_size: int = 16,
+    batch_size: int = BATCH,
 ) -> list[str]:
     """The texts that follow the prompts, `batch_size` at a time; each as if alone, with seed + its place."""
     done: list[str] = []
     for start in range(0, len(prompts), batch_size):
         ids = [_ids(tokenizer, prompt, end) for prompt in prompts[start : start + batch_size]]
-        texts = [Piecewise(tokenizer, stop) for _ in ids]
+        texts = [Piecewise(tokenizer, stop, one) for one in ids]
         pieces: list[list[str]] = [[] for _ in ids]
         closed: set[int] = set()
         steps = tokens(model, ids, most=most, sampling=sampling, end=end, seed=seed + start, closed=closed)

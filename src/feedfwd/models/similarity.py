@@ -53,7 +53,7 @@ class BagVectors(Bag):
     """
 
     def __init__(self, buckets: int, width: int, *, generator: Generator | None = None) -> None:
-        super().__init__(buckets, width, [], 1, generator=generator)
+        super().__init__(buckets, width, [], 1, std=0.1, generator=generator)
         del self.mlp
 
     def forward(self, x: Tensor) -> Tensor:  # (R, L) -> (R, W)

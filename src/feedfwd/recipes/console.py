@@ -15,8 +15,8 @@ class Listener(Protocol):
     def say(self, text: str) -> None:
         """A line that stays."""
 
-    def progress(self, step: int, total: int, text: str) -> None:
-        """How far it is; called as often as the recipe likes."""
+    def progress(self, step: int, total: int, text: str, unit: str = "step") -> None:
+        """How far it is; called as often as the recipe likes. `unit` is what is counted."""
 
 
 class Silent:
@@ -24,7 +24,7 @@ class Silent:
 
     def say(self, text: str) -> None: ...
 
-    def progress(self, step: int, total: int, text: str) -> None: ...
+    def progress(self, step: int, total: int, text: str, unit: str = "step") -> None: ...
 
 
 class Terminal:
@@ -45,7 +45,7 @@ class Terminal:
     def say(self, text: str) -> None:
         self.console.print(text, markup=False)
 
-    def progress(self, step: int, total: int, text: str) -> None:
+    def progress(self, step: int, total: int, text: str, unit: str = "step") -> None:
         if self.live:
             if self._bar is None:
                 columns = TextColumn("{task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}")
@@ -54,7 +54,7 @@ class Terminal:
                 self._bar.add_task("", total=total)
             self._bar.update(self._bar.task_ids[0], completed=step, total=total, description=text)
         elif 10 * step // total > self._tenth:
-            self.say(f"step {step}/{total}  {text}")
+            self.say(f"{unit} {step}/{total}  {text}")
         self._tenth = 10 * step // total
         if step >= total:
             self._close()

@@ -4,7 +4,6 @@ The model may be a run of ours or one of Hugging Face's. What it was trained for
 What the settings say is checked against it before any text is read.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from feedfwd.checkpoint import Run
-from feedfwd.config import parse
+from feedfwd.config import flat, parse
 from feedfwd.config_pretrain import PretrainConfig
 from feedfwd.data.tokenizer import TextTokenizer
 from feedfwd.errors import ConfigError
@@ -25,6 +24,7 @@ LOWER = 0.5  # of the rate that one of our runs was trained at, which comes down
 RATES = {"full": 2e-4, "lora": 1e-3, "dora": 1e-3}  # of AdamW, for other models and for adapters
 EPOCHS = 4  # over the text at most; up to so many are worth about as much as new text (arXiv 2305.16264)
 UPDATES = {"quick": 200, "standard": 1000, "best": 4000}
+SCHEDULE = {"schedule.name": "warmup_stable_decay", "schedule.warmup": 0.05, "schedule.decay": 0.5}
 ROW = 256  # tokens of a row at most, unless one says more
 
 
@@ -101,19 +101,6 @@ def _agree(config: PretrainConfig, base: Base) -> None:
         raise ConfigError(f"data.row={row} is longer than the {context} positions of {name}", hint="set fewer")
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested table by dotted key.
-
-    >>> flat({"model": {"width": 8, "rope_scaling": {"kind": "none"}}})
-    {'model.width': 8, 'model.rope_scaling.kind': 'none'}
-    """
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        nested = isinstance(value, dict) and key != "options"
-        found |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return found
-
-
 def described(model: Transformer) -> dict[str, Any]:
     """A network as the settings of `pretrain` say it, by dotted key."""
     names = ("width", "heads", "kv_heads", "head_width", "norm_kind", "norm_place", "positions", "rope_base", "bias")
@@ -143,8 +130,7 @@ def settled(config: PretrainConfig, base: Base, tokens: int) -> PretrainConfig:
     else:
         own |= {"optimizer.name": "adamw", "optimizer.lr": RATES[config.method], "optimizer.beta2": 0.99}
         own |= {"optimizer.weight_decay": 0.01 if config.method == "full" else 0.0}
-    own |= {"schedule.name": "warmup_stable_decay", "schedule.warmup": 0.05, "schedule.decay": 0.5}
-    found = config.over(own)
+    found = config.over(own | SCHEDULE)
     if config.minutes is None:
         per_update = found.data.row * found.train.batch_size * found.train.accumulate
         found = found.over({"train.steps": max(1, min(UPDATES[config.effort], round(EPOCHS * tokens / per_update)))})

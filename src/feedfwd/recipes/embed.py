@@ -24,7 +24,7 @@ from feedfwd.evaluate.retrieval import ranking_scores
 from feedfwd.models.similarity import BagVectors, TextVectors
 from feedfwd.recipes.classifier import Reader, TokenReader
 from feedfwd.recipes.console import Listener
-from feedfwd.recipes.prepare import usable_device
+from feedfwd.recipes.prepare import usable_device, use_threads
 from feedfwd.recipes.pretrained import load_pretrained
 from feedfwd.recipes.retrieval import (
     Measured,
@@ -145,8 +145,7 @@ def prepare_vectors(config: EmbedConfig, *, resolved: bool = False) -> PreparedV
     """Read, split, encode, build. `resolved` settings come from a run and already carry their preset."""
     if not resolved:
         config = config.over(preset(config))
-    if config.train.threads is not None:
-        torch.set_num_threads(config.train.threads)
+    use_threads(config.train.threads)
     data = parts(config)
     check(data.train)
     device = usable_device(config.train.device)

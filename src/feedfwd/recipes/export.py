@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from feedfwd.checkpoint import open_up
 from feedfwd.data.preprocess import Preprocessor
 from feedfwd.errors import ConfigError, RunError, nearest
 from feedfwd.recipes.console import Listener
@@ -104,6 +105,8 @@ def _whole(out: Path, write: Callable[[Path], object]) -> None:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         write(part)
+        for file in part.rglob("*.safetensors"):
+            open_up(file)
         part.replace(out)
     except OSError as error:
         raise RunError(f"{out} can't be written ({error.strerror or error})", hint="choose another --out") from None

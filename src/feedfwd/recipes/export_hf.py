@@ -39,8 +39,13 @@ def writer_folder(path: Path, listener: Listener) -> Write:
     """What AutoModelForCausalLM, or AutoModelForMaskedLM, and AutoTokenizer load."""
     writer = Writer.load(path)
     model, said = writer.model, writer.about or {}
+    if not model.causal and not said:  # BERT's kind of family is for models that came as one
+        what = (
+            "a run of train.objective=masked sees both sides of a token (model.causal=False), and is of no family here"
+        )
+        raise ConfigError(what, hint="export one of train.objective=next, or use ff.load(run).model")
     family = _family(str(said.get("family")), model)
-    listener.say(f"family {family.name}: {_loads(model)} and AutoTokenizer load it")
+    _say_family(listener, family, said.get("family"), f"{_loads(model)} and AutoTokenizer load it")
     if model.end is not None:
         listener.say(
             "note: with data.separate no token saw another document; no family knows of it: give one at a time"
@@ -82,7 +87,8 @@ def classifier_folder(path: Path, listener: Listener) -> Write:
         names = {"id2label": {str(i): name for i, name in enumerate(goal.classes)}} if goal.classes else {}
         return _modules(body, family, reader, found.model.pooling, layers, names | {"problem_type": problem})
     family = _family(str(_about(found).get("family")), model)
-    listener.say(f"family {family.name}: AutoModelForSequenceClassification and AutoTokenizer load it")
+    said = "AutoModelForSequenceClassification and AutoTokenizer load it"
+    _say_family(listener, family, _about(found).get("family"), said)
     assert isinstance(reader, TokenReader)
     _say_more(found, reader, listener)
     tokenizer = reader.tokenizer
@@ -113,7 +119,8 @@ def chatter_folder(path: Path, listener: Listener) -> Write:
     model, tokenizer, template = chatter.model, chatter.tokenizer, chatter.template
     said = json.loads(Run(path).preprocess_file.read_text(encoding="utf-8"))
     family = _family(str(said.get("family")), model)
-    listener.say(f"family {family.name}: AutoModelForCausalLM and AutoTokenizer load it, with its chat template")
+    loads = "AutoModelForCausalLM and AutoTokenizer load it, with its chat template"
+    _say_family(listener, family, said.get("family"), loads)
 
     def write(folder: Path) -> None:
         export(
@@ -136,7 +143,7 @@ def encoder_folder(path: Path, listener: Listener) -> Write:
         raise ConfigError("a bag of n-grams is of no family of Hugging Face's", hint="use it by ff.load(run)")
     about = Run(path).read_json(Run(path).preprocess_file)["pretrained"]
     family, body = _family(str(about.get("family")), model.backbone), model.backbone
-    listener.say(f"family {family.name}: AutoModel, AutoTokenizer and sentence-transformers load it")
+    _say_family(listener, family, about.get("family"), "AutoModel, AutoTokenizer and sentence-transformers load it")
     return _modules(body, family, reader, model.pooling, None)
 
 
@@ -280,6 +287,15 @@ def _family(read_as: str, model: Transformer) -> Family:
     """The one it was read as, or the first that can express it."""
     family = FAMILIES.get(read_as)
     return family if family is not None and not family.unable(model) else family_of(model)
+
+
+def _say_family(listener: Listener, family: Family, read_as: object, loads: str) -> None:
+    listener.say(f"family {family.name}: {loads}")
+    if family.name == "qwen2" != read_as:
+        listener.say(
+            "note: transformers 5 reads the words of every Qwen2 model as Qwen's own: where AutoTokenizer gives other "
+            "tokens, take PreTrainedTokenizerFast.from_pretrained"
+        )
 
 
 def _about(found: TextClassifier) -> dict[str, object]:

@@ -349,4 +349,4 @@ def command(config: FinetuneConfig) -> str:
     if (shots := config.data.shots) is not None:
         words += ["--shots", str(shots)]
         config = config.with_("data.shots", None)
-    return shlex.join(words + said_sets(config, preset(config).keys()))
+    return shlex.join(words + said_sets(config, preset(config, 0).keys()))

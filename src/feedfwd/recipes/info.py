@@ -11,6 +11,8 @@ from feedfwd.checkpoint import Run, list_runs
 from feedfwd.config import FitConfig, overrides, parse
 from feedfwd.config_finetune import FinetuneConfig
 from feedfwd.config_pretrain import PretrainConfig
+from feedfwd.data.documents import form_of
+from feedfwd.data.sources import STDLIB, find, plural, seen_from_here
 from feedfwd.errors import ConfigError, FeedfwdError
 from feedfwd.recipes.console import Terminal
 from feedfwd.recipes.verbs import TASKS
@@ -130,9 +132,9 @@ def _about_task(run: Run) -> list[str]:
 def _about_text(run: Run) -> list[str]:
     config = parse(PretrainConfig, run.settings())
     m, f, rate = config.model, config.ffn, config.optimizer.lr
-    begun = "" if config.pretrained is None else f" --from {config.pretrained}, method {config.method}"
+    begun = "" if config.pretrained is None else f" --from {seen_from_here(config.pretrained)}, method {config.method}"
     return [
-        f"{run.path}: feedfwd pretrain {' '.join(config.sources)}{begun}, seed {config.seed}",
+        f"{run.path}: feedfwd pretrain {' '.join(map(seen_from_here, config.sources))}{begun}, seed {config.seed}",
         f"{m.depth} layers, {m.width} wide, {f.activation} {f.hidden} wide; {config.optimizer.name}, rate {rate:.3g}",
     ]
 
@@ -144,7 +146,17 @@ def show_source(source: str, terminal: Terminal, data_dir: Path | None) -> None:
     if is_table(source):
         show_table(source, terminal)
         return
-    train, test = load(source, data_dir=data_dir)
+    path = Path(source).expanduser()
+    if source == STDLIB or (path.is_file() and form_of(path) is not None):
+        show_text(source, terminal)
+        return
+    try:
+        train, test = load(source, data_dir=data_dir)
+    except FeedfwdError:
+        if not path.is_dir() or not holds_text(source):
+            raise
+        show_text(source, terminal)
+        return
     terminal.say(train.describe())
     terminal.say(
         f"test part of its own: {len(test):,} examples" if test else "no test part of its own: one is split off"
@@ -160,6 +172,28 @@ def show_source(source: str, terminal: Terminal, data_dir: Path | None) -> None:
     terminal.say(f"inputs: mean {x.mean():.4g}, standard deviation {x.std():.4g}, {x.min():.4g} … {x.max():.4g}")
     for note in train.notes:
         terminal.say(f"note: {note}")
+
+
+def show_text(source: str, terminal: Terminal) -> None:
+    """How much text there is, and how `pretrain` would split it."""
+    from feedfwd.data.corpus import Corpus
+
+    corpus = Corpus([source])
+    terminal.say(corpus.describe())
+    n = len(corpus.files)
+    total = corpus.bytes_of("train") + corpus.bytes_of("validation")
+    terminal.say(
+        f"{n:,} {plural('file', n)}, {total:,} bytes of text as UTF-8; feedfwd pretrain {source} learns from it"
+    )
+    for note in corpus.notes:
+        terminal.say(f"note: {note}")
+
+
+def holds_text(folder: str) -> bool:
+    try:
+        return bool(find(folder).files)
+    except FeedfwdError:
+        return False
 
 
 def show_table(source: str, terminal: Terminal) -> None:
@@ -204,7 +238,7 @@ def list_all(folder: Path, terminal: Terminal) -> None:
 def _row(run: Run) -> tuple[str, ...]:
     run = Run.open(run.path)
     settings = run.settings()
-    source = str(settings.get("source") or "+".join(settings.get("sources", [])))
+    source = str(settings.get("source") or "+".join(map(seen_from_here, settings.get("sources", []))))
     if not run.finished:
         return str(run.path), source, "", "", "unfinished"
     result = run.read_json(run.result_file)

@@ -29,7 +29,7 @@ from feedfwd.recipes.chatter import TEMPLATE, TOKENIZER, Chatter, about
 from feedfwd.recipes.console import Listener, Silent
 from feedfwd.recipes.interrupt import resumable
 from feedfwd.recipes.memory import activations
-from feedfwd.recipes.prepare import usable_device
+from feedfwd.recipes.prepare import usable_device, use_threads
 from feedfwd.recipes.pretrained import Pretrained, load_pretrained
 from feedfwd.recipes.say import said_sets
 from feedfwd.recipes.training import Training
@@ -103,8 +103,7 @@ def prepare_chats(config: InstructConfig, *, resolved: bool = False) -> Prepared
     """Read, split, encode, adapt. `resolved` settings come from a run and already carry their preset."""
     if not resolved:
         config = config.over(preset(config))
-    if config.train.threads is not None:
-        torch.set_num_threads(config.train.threads)
+    use_threads(config.train.threads)
     chats = read_chats(config.source)
     pretrained = load_pretrained(config.pretrained)
     if not pretrained.model.causal or pretrained.model.head_kind != "tokens":

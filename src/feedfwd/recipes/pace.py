@@ -7,7 +7,7 @@ anew, and repeating the run by its settings gives the same bits.
 
 import time
 from dataclasses import dataclass, replace
-from math import inf
+from math import inf, isfinite
 from typing import Any
 
 from feedfwd.config_pretrain import PretrainConfig
@@ -67,7 +67,7 @@ class Look:
         every = max(1, sum(map(len, p.held_out)) // ESTIMATE)
         scores = scored(p, every=every)
         final = every * (time.perf_counter() - begun)
-        text = sample(p) if p.model.causal else None
+        text = sample(p) if p.model.causal and isfinite(scores["loss"]) else None  # the next update says why not
         return cls(scores, text, time.perf_counter() - begun, final)
 
 

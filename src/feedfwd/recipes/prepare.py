@@ -1,6 +1,7 @@
 """From settings to all that a training needs; the same settings make the same things, so resuming makes them again."""
 
 import math
+import os
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -31,6 +32,8 @@ from feedfwd.recipes.presets import Facts, over_preset
 from feedfwd.train.losses import Loss, build_loss
 from feedfwd.train.optimizers import Optimizer, build_optimizer
 from feedfwd.train.precision import PAYS_FROM, PAYS_FROM_IF_COMPILED, Precision, choose, products
+
+MOST_THREADS = 64  # on a machine of fewer cores, too: a run may come from a larger one
 
 
 @dataclass
@@ -97,8 +100,7 @@ class Prepared:
 def prepare(config: FitConfig, *, resolved: bool = False) -> Prepared:
     """Load, split, scale, build. `resolved` settings come from a run and already carry their preset."""
     config, usual, training, validation, test, notes = parts(config, resolved=resolved)
-    if config.train.threads is not None:
-        torch.set_num_threads(config.train.threads)
+    use_threads(config.train.threads)
     device = usable_device(config.train.device)
     table = isinstance(training, TableData)
     preprocess = TablePreprocessor.fit(training) if isinstance(training, TableData) else Preprocessor.fit(training)
@@ -243,6 +245,17 @@ def _built(config: FitConfig, preprocess: Preprocessor | TablePreprocessor) -> M
             f"model.hidden={config.model.hidden} needs {4 * weights / 1e9:,.0f} GB of memory for its weights alone",
             hint="take smaller layers",
         ) from None
+
+
+def use_threads(number: int | None) -> None:
+    """Let torch compute on so many threads; ConfigError for more than any machine makes use of."""
+    if number is None:
+        return
+    most = max(MOST_THREADS, 4 * (os.cpu_count() or 1))
+    if number > most:
+        what = f"train.threads={number} would stand in each other's way: this machine has {os.cpu_count()} cores"
+        raise ConfigError(what, hint=f"set train.threads={os.cpu_count()} or fewer")
+    torch.set_num_threads(number)
 
 
 def usable_device(name: str) -> torch.device:

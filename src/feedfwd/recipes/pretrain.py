@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from math import isfinite
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor
 from feedfwd.checkpoint import FORMAT, Run, write_json, write_text
 from feedfwd.config import parse
 from feedfwd.config_pretrain import PretrainConfig
+from feedfwd.data.sources import placed
 from feedfwd.data.tokenizer import TextTokenizer
 from feedfwd.errors import RunError
 from feedfwd.models import adapt
@@ -23,19 +24,23 @@ from feedfwd.recipes.adapters import LOW_RANK, keep
 from feedfwd.recipes.console import Listener, Silent
 from feedfwd.recipes.interrupt import resumable
 from feedfwd.recipes.memory import memory
-from feedfwd.recipes.pace import EVALUATIONS, FEW, Look, Pace, again_at, planned, replanned, scored
+from feedfwd.recipes.pace import ESTIMATE, EVALUATIONS, FEW, Look, Pace, again_at, planned, replanned, scored
 from feedfwd.recipes.samples import judge, sample
 from feedfwd.recipes.say_text import command, cost, example, headline, overview, summary
 from feedfwd.recipes.text import PreparedText, prepare_text, too_short, tried
-from feedfwd.recipes.training import Training, finite
+from feedfwd.recipes.training import Training, finite, listed
 from feedfwd.recipes.verbs import opened
 from feedfwd.recipes.writer import TOKENIZER, Writer
+from feedfwd.report.words import duration
 from feedfwd.train.cross_entropy import Gradients
 from feedfwd.train.losses import build_loss
 from feedfwd.train.precision import products
 from feedfwd.train.progress import Progress, clock, typical
 from feedfwd.train.rate import matrix_rate
 
+LOOKING = 0.2  # of the work at most for evaluations on the way, unless their number is given
+WRITTEN = 512  # tokens of training that a sample takes the time of
+REMEMBERED = 2000  # files whose hashes a saved state keeps, to say which one has changed
 UNTIMED = 9  # first updates, which allocate, compile and fill caches
 
 
@@ -54,7 +59,7 @@ def pretrain_config(
     listener = listener or Silent()
     with torch.random.fork_rng():
         prepared = prepare_text(config, listener)
-        name = "+".join(Path(source).stem for source in config.sources)
+        name = "+".join(Path(placed(source)).stem for source in config.sources)
         run = Run.create(run_path, name[:60])
         with resumable("pretrain", run):
             return _begin(prepared, run, listener, started)
@@ -113,6 +118,7 @@ class Pretraining(Training):
     """One training: what `prepare_text` made, and all that moves and has to be saved."""
 
     verb: ClassVar[str] = "pretrain"
+    keeps_last: ClassVar[bool] = True
 
     def __init__(self, prepared: PreparedText, run: Run, listener: Listener, started: float) -> None:
         c = prepared.config
@@ -129,13 +135,15 @@ class Pretraining(Training):
             precision=prepared.precision,
             source=prepared.corpus.name,
             fingerprint=prepared.fingerprint,
-            evaluate_every=_looks(c, prepared.steps),
+            evaluate_every=_looks(prepared, prepared.steps),
             started=started,
             gradients=Gradients(c.train.z_loss),
         )
         self.p = prepared
         self.pace: Pace | None = None  # where the plan is to be made once more
         self.notes: list[str] = []
+        self.per_step = math.nan  # seconds, before the process that goes on
+        self._looked: Look | None = None
         self.before: dict[str, float] | None = None  # scores of a model that is trained further
 
     # --- the policy -------------------------------------------------------------------------------------------------
@@ -152,7 +160,11 @@ class Pretraining(Training):
         self.begin("language", {"train": sum(map(len, p.train)), "validation": sum(map(len, p.held_out))})
         self.again = None if self.pace is None else again_at(p.config)
         self.updates()
-        return self._finish(typical(self.durations, UNTIMED) if self.durations else math.nan)
+        return self._finish(self._typical())
+
+    def _typical(self) -> float:
+        """Seconds that an update takes."""
+        return typical(self.durations, UNTIMED) if self.durations else self.per_step
 
     def between(self) -> bool:
         if self.step == self.again:
@@ -168,8 +180,9 @@ class Pretraining(Training):
             more = pace.updates(self.seconds, self.evaluate_every, c.train.save_every)
             c = replanned(c, self.step, more)
             self.p = replace(self.p, config=c)
-            self.steps, self.schedule, self.evaluate_every = self.p.steps, c.schedule, _looks(c, self.p.steps)
+            self.steps, self.schedule, self.evaluate_every = self.p.steps, c.schedule, _looks(self.p, self.p.steps)
             self.run.write_settings("pretrain", self.p.frozen().model_dump(exclude_none=True))
+            self.settings = self.run.settings()
             self.run.log({"event": "plan", "step": self.step, "steps": self.steps, "seconds": self.seconds})
             self.listener.say(f"step {self.step:,}: {self.steps:,} updates will fit into the minutes given")
         self.pace = None
@@ -186,6 +199,7 @@ class Pretraining(Training):
 
     def seen(self, scores: dict[str, float]) -> bool:
         """Say how well it does and what it writes by now."""
+        assert self._looked is not None
         shown, text = "", self._looked.text
         if text is not None:
             self.run.log({"event": "sample", "step": self.step, **text})
@@ -201,11 +215,33 @@ class Pretraining(Training):
             self.pace = replace(self.pace, save=time.perf_counter() - self._began - self.seconds)
 
     def counters(self) -> dict[str, Any]:
-        return {"pace": None if self.pace is None else asdict(self.pace), "notes": self.notes, "before": self.before}
+        files = self.p.hashes if len(self.p.hashes) <= REMEMBERED else {}
+        pace, notes = None if self.pace is None else asdict(self.pace), {"notes": self.notes, "before": self.before}
+        return {"pace": pace, "files": files, "per_step": finite(self._typical()), **notes}
 
     def recall(self, counters: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         self.notes, self.before = counters.get("notes", []), counters.get("before")
+        self.per_step = counters.get("per_step") or math.nan
         self.pace = Pace(**pace) if (pace := counters.get("pace")) else None
+
+    def changed(self, counters: dict[str, Any], edited: list[str]) -> RunError:
+        """By a setting, the tokenizer, or the text: each is put right in another place."""
+        corpus, tokenizer = counters["data"]
+        reading = [word for word in edited if word.startswith(("data.", "seed="))]
+        if corpus == self.p.corpus.fingerprint:
+            what = f"{self.run.path / TOKENIZER} has changed since the run began"
+            return RunError(what, hint="restore the tokenizer that it began with, or start a new run")
+        if reading:
+            what = (
+                f"{self.run.config_file} was changed since the state was saved: {listed(reading)}; that is other text"
+            )
+            return RunError(what, hint="set it back to resume, or start a new run with it")
+        also = "" if tokenizer == self.p.tokenizer.fingerprint else f", and so has {self.run.path / TOKENIZER}"
+        return RunError(
+            f"the training data of {self.run.path} have changed since it began ({self.source}): "
+            f"{other_files(counters.get('files') or {}, self.p.hashes)}{also}",
+            hint="restore them to resume, or start a new run on the new text",
+        )
 
     # --- what is said and left behind -------------------------------------------------------------------------------
 
@@ -240,6 +276,8 @@ class Pretraining(Training):
             assert p.base is not None
             keep(self.run, p.model, p.base.pretrained.name)
             adapt.merge(p.model)
+        expected = "" if self._looked is None else f", about {duration(self._looked.final)}"
+        self.listener.say(f"training is done and saved; scoring all {self.held_out:,} held-out tokens{expected}")
         scores = scored(p)
         self.run.log({"event": "validation", "step": self.step, "scores": scores, "seconds": self.seconds})
         written: dict[str, Any] = {}
@@ -272,6 +310,26 @@ class Pretraining(Training):
         return Writer(p.model, p.tokenizer, p.config, self.run.path, about)
 
 
-def _looks(config: PretrainConfig, steps: int) -> int:
-    """Updates from one evaluation to the next."""
-    return config.train.evaluate_every or max(1, steps // EVALUATIONS)
+def other_files(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """Which files differ, by path and hash of their content.
+
+    >>> other_files({"a": "1", "b": "2"}, {"a": "3", "b": "2", "c": "4"})
+    'a is another, c is new'
+    """
+    if not before:
+        return "one of its files"
+    found = [f"{path} is another" for path in now if before.get(path, now[path]) != now[path]]
+    found += [f"{path} is new" for path in now if path not in before]
+    found += [f"{path} is gone" for path in before if path not in now]
+    return listed(found) if found else "the order of its files, or how they are read"
+
+
+def _looks(p: PreparedText, steps: int) -> int:
+    """Updates from one evaluation to the next: in short runs fewer, so that most of the work is training.
+
+    Scoring a token takes a third of training on it, and the sample that comes with it about as much as `WRITTEN` do.
+    """
+    if p.config.train.evaluate_every is not None:
+        return p.config.train.evaluate_every
+    look = min(ESTIMATE, sum(map(len, p.held_out))) / 3 + (WRITTEN if p.model.causal else 0)
+    return max(1, steps // EVALUATIONS, math.ceil(look / (LOOKING * p.tokens_per_update)))

@@ -29,7 +29,7 @@ from feedfwd.models.transformer import build
 from feedfwd.recipes.classifier import TokenReader
 from feedfwd.recipes.console import Listener
 from feedfwd.recipes.embed import LOOKED_AT, SHARES, TIE, short
-from feedfwd.recipes.prepare import usable_device
+from feedfwd.recipes.prepare import usable_device, use_threads
 from feedfwd.recipes.pretrained import load_pretrained
 from feedfwd.recipes.ranker import Ranker
 from feedfwd.recipes.retrieval import (
@@ -153,8 +153,7 @@ def prepare_lists(config: RankConfig, *, resolved: bool = False) -> PreparedList
     """Read, split, encode, build. `resolved` settings come from a run and already carry their preset."""
     if not resolved:
         config = config.over(preset(config))
-    if config.train.threads is not None:
-        torch.set_num_threads(config.train.threads)
+    use_threads(config.train.threads)
     data = parts(config)
     if config.loss.name == "auto":
         config = config.with_("loss.name", "pointwise" if judged_alone(data.known) else "listwise")

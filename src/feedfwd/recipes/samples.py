@@ -23,7 +23,8 @@ Ids = list[int]
 
 def sample(p: PreparedText) -> dict[str, Any]:
     """What the model writes after the first words of the held-out text, and the share of it that is copied."""
-    prompt, text = first_words(p), Piecewise(p.tokenizer)
+    prompt = first_words(p)
+    text = Piecewise(p.tokenizer, before=prompt)
     (ids,) = continued(p, [prompt], SAMPLE)
     pieces = [text.add(one) for one in ids if one != p.tokenizer.end]
     found = "".join([*pieces, text.finish()])

@@ -6,7 +6,7 @@ from typing import Any
 
 from feedfwd.config_pretrain import PretrainConfig, TransformerConfig, WideFFN
 from feedfwd.recipes.say import said_sets
-from feedfwd.recipes.text import PRESET, PreparedText
+from feedfwd.recipes.text import PRESET, PreparedText, too_short
 from feedfwd.report.words import count, duration, number
 
 SHOWN = 10  # hidden tokens of an example
@@ -58,15 +58,16 @@ def _short(text: str, most: int = 300) -> str:
 
 
 def cost(p: PreparedText, per_step: float, memory: int) -> list[str]:
-    """What training would take, from a short trial; `memory` in bytes, beside torch itself."""
+    """What training would take, from a short trial, and whether it is too short; `memory` beside torch, in bytes."""
     minutes = p.config.minutes
-    steps = p.steps if minutes is None else int(60 * minutes / per_step)
+    steps = p.steps if minutes is None else max(1, int(60 * minutes / per_step))
     seconds = per_step * steps if minutes is None else 60 * minutes
     flops = p.flops_per_token * p.tokens_per_update * steps
     return [
         f"about {duration(seconds)} of training ({number(1000 * per_step)} ms an update, "
         f"{p.tokens_per_update / per_step:,.0f} tokens/s), {count(flops)} FLOPs in all, "
-        f"{memory / 1e6:,.0f} MB of memory beside torch itself"
+        f"{memory / 1e6:,.0f} MB of memory beside torch itself",
+        *(f"note: {note}" for note in too_short(p, steps)),
     ]
 
 

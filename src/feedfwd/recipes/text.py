@@ -4,15 +4,19 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import torch
 
+from feedfwd.config import flat
 from feedfwd.config_pretrain import PretrainConfig
 from feedfwd.data.batches import Batch
 from feedfwd.data.corpus import Corpus, Part
 from feedfwd.data.packing import MaskTokens, PackedBatches
-from feedfwd.data.tokenizer import TextTokenizer, make_tokenizer
+from feedfwd.data.sources import placed
+from feedfwd.data.tokenizer import KINDS, TextTokenizer, make_tokenizer
 from feedfwd.data.tokens import Tokens, tokenize
 from feedfwd.errors import DataError
 from feedfwd.ffn.spec import is_gated
@@ -24,18 +28,21 @@ from feedfwd.recipes.adapters import adapted
 from feedfwd.recipes.console import Listener
 from feedfwd.recipes.continued import Base, base_of
 from feedfwd.recipes.language import build_transformer, masking
-from feedfwd.recipes.prepare import usable_device
+from feedfwd.recipes.memory import check_room
+from feedfwd.recipes.prepare import usable_device, use_threads
 from feedfwd.train.cross_entropy import Gradients
 from feedfwd.train.loop import train
 from feedfwd.train.losses import build_loss
 from feedfwd.train.optimizers import Optimizer, build_optimizer
 from feedfwd.train.precision import Precision, choose, products
 from feedfwd.train.progress import typical
+from feedfwd.train.schedules import build_schedule
 
 EPOCHS = 10  # that an effort goes over the text at most; more teach little (Muennighoff et al. 2023, arXiv 2305.16264)
 LONG = 20_000_000  # bytes of text from which tokenising shows how far it is
 PER_PARAMETER = 20  # training tokens that a parameter wants; Hoffmann et al. 2022, arXiv 2203.15556
 ENOUGH = 3  # tokens a parameter from which, in equal time, the larger of two sizes does better
+LOOKED_AT = 32  # pieces of text that show whether a tokenizer loses any of it
 HASTY = 1_000_000  # tokens up to which more and smaller updates of shorter rows are better
 OFTEN = 7  # epochs from which dropout pays
 RESERVE = 0.1  # of the minutes given, for evaluations and samples
@@ -98,17 +105,29 @@ class PreparedText:
         """Of the text and of how it becomes tokens."""
         return [self.corpus.fingerprint, self.tokenizer.fingerprint]
 
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """Of the files' content, by where they lie."""
+        return {placed(str(path)): value for path, value in self.corpus.files.items()}
+
     def optimizer(self) -> Optimizer:
         settings = self.config.optimizer.model_dump()
         return build_optimizer(self.model, **settings, growth=self.model.growth)
 
     def frozen(self) -> PretrainConfig:
-        """The settings with what this machine decided: what a run keeps, so that resuming decides nothing anew."""
-        decided = {"threads": torch.get_num_threads(), "device": str(self.device), "precision": self.precision.name}
-        config = self.config
+        """The settings with what this machine decided and where things lie: what a run keeps to decide nothing anew."""
+        c = self.config
+        decided = {
+            "train.threads": torch.get_num_threads(),
+            "train.device": str(self.device),
+            "train.precision": self.precision.name,
+            "sources": [placed(source) for source in c.sources],
+            "data.tokenizer": c.data.tokenizer if c.data.tokenizer in (*KINDS, "model") else placed(c.data.tokenizer),
+            "pretrained": None if c.pretrained is None else placed(c.pretrained),
+        }
         for name, value in decided.items():
-            config = config.with_(f"train.{name}", value)
-        return config
+            c = c.with_(name, value)
+        return c
 
 
 def weighted(batch: Batch, generator: torch.Generator) -> Batch:
@@ -121,11 +140,13 @@ def weighted(batch: Batch, generator: torch.Generator) -> Batch:
 def prepare_text(config: PretrainConfig, listener: Listener, *, tokenizer: TextTokenizer | None = None) -> PreparedText:
     """Read, split, tokenise, build. With `tokenizer` the settings are those of a run, and carry their preset."""
     base = None if config.pretrained is None else base_of(config, check=tokenizer is None)
-    if tokenizer is None and base is None:
-        shape(config)  # a word that isn't known is no reason to read a corpus
+    if tokenizer is None:  # what can't be is no reason to read a corpus
+        if base is None:
+            shape(config)
+        schedule = config.over(SCHEDULE if base is None else continued.SCHEDULE).schedule
+        build_schedule(total=config.train.steps or UPDATES_OF[config.effort], **schedule.model_dump())
     d = config.data
-    if config.train.threads is not None:
-        torch.set_num_threads(config.train.threads)
+    use_threads(config.train.threads)
     device = usable_device(config.train.device)
     corpus = Corpus(config.sources, validation=d.validation, seed=config.seed, column=d.column, weights=d.weights)
     resolved = tokenizer is not None
@@ -139,6 +160,13 @@ def prepare_text(config: PretrainConfig, listener: Listener, *, tokenizer: TextT
     notes = [*corpus.notes, *tokenizer.notes, *([] if base is None else continued.notes(base))]
     if unknown := sum(tokens.counts.unknown for tokens in parts["validation"]):
         notes.append(f"{unknown:,} held-out tokens are unknown to the tokenizer, which flatters the bits per byte")
+    if base is not None or d.tokenizer not in ("bpe", "bytes"):  # from which every text comes back
+        lost = tokenizer.lost(piece.text for piece in islice(corpus.pieces("validation"), LOOKED_AT))
+        if lost:
+            notes.append(
+                f"{100 * lost:.3g} % of the held-out characters don't come back from the tokenizer as they were, "
+                "which flatters the bits per byte"
+            )
 
     def built(config: PretrainConfig) -> PreparedText:
         torch.manual_seed(config.seed)
@@ -151,10 +179,13 @@ def prepare_text(config: PretrainConfig, listener: Listener, *, tokenizer: TextT
         model = model.to(device)
         rows = config.data.row * config.train.batch_size
         precision = choose(config.train.precision, device, products(model, rows))
+        if resolved:
+            precision = replace(precision, reason="as the run began")
         prepared = PreparedText(
             config, corpus, tokenizer, parts["train"], parts["validation"], model, precision, device, notes, base, done
         )
         prepared.batches()  # says what can't be trained on before a run is begun
+        check_room(prepared)
         return prepared
 
     if resolved:
@@ -165,7 +196,7 @@ def prepare_text(config: PretrainConfig, listener: Listener, *, tokenizer: TextT
     def settled(config: PretrainConfig, seen: float | None = None) -> PretrainConfig:
         sized = shape(config)
         tokens = sum(map(len, parts["train"]))
-        return config.over(sized | preset(config, tokens, {**sized, **_flat(config)}, seen))
+        return config.over(sized | preset(config, tokens, {**sized, **flat(config.said())}, seen))
 
     if config.minutes is None:
         return built(settled(config))
@@ -180,7 +211,7 @@ def _tokens(corpus: Corpus, tokenizer: TextTokenizer, part: Part, listener: List
     def progress(n_bytes: int) -> None:
         nonlocal done
         done += n_bytes
-        listener.progress(min(done, total), total, "bytes tokenised")
+        listener.progress(min(done, total), total, "tokenised", "byte")
 
     return tokenize(corpus, tokenizer, part, progress=progress if total > LONG else None)
 
@@ -190,6 +221,7 @@ def _tokens(corpus: Corpus, tokenizer: TextTokenizer, part: Part, listener: List
 SIZE_OF = {"quick": "nano", "standard": "tiny", "best": "small"}
 UPDATES_OF = {"quick": 500, "standard": 2000, "best": 8000}
 
+SCHEDULE = {"schedule.name": "warmup_stable_decay", "schedule.warmup": 0.02, "schedule.decay": 0.5}
 PRESET = (  # the settings that effort and size may set
     *("model.width", "model.depth", "model.heads", "ffn.kind", "ffn.activation", "ffn.hidden", "train.steps"),
     *("optimizer.name", "optimizer.lr", "optimizer.weight_decay", "optimizer.beta2", "train.clip"),
@@ -200,7 +232,7 @@ PRESET = (  # the settings that effort and size may set
 def shape(config: PretrainConfig) -> dict[str, Any]:
     """Settings by dotted key: what the size says of the network's form, of which a given width brings its own."""
     name = config.size or SIZE_OF[config.effort]
-    chosen, said = size(name), _flat(config)
+    chosen, said = size(name), flat(config.said())
     kind, activation = said.get("ffn.kind"), said.get("ffn.activation")
     hidden = chosen.hidden
     if "model.width" in said:
@@ -230,9 +262,7 @@ def preset(config: PretrainConfig, tokens: int, form: dict[str, Any], seen: floa
         "optimizer.lr": 0.006 * min(1.0, (128 / width) ** 0.5),
         "optimizer.weight_decay": 0.1,
         "optimizer.beta2": 0.95,
-        "schedule.name": "warmup_stable_decay",
-        "schedule.warmup": 0.02,
-        "schedule.decay": 0.5,
+        **SCHEDULE,
         "train.clip": 1.0,
     }
     if config.minutes is None:
@@ -271,22 +301,15 @@ def suited(config: PretrainConfig, build: Callable[[PretrainConfig], PreparedTex
 
 def of_ones_own(config: PretrainConfig) -> bool:
     """Whether the settings name a size."""
-    return config.size is not None or bool({"model.width", "model.depth"} & _flat(config).keys())
+    return config.size is not None or bool({"model.width", "model.depth"} & flat(config.said()).keys())
 
 
-def _flat(config: PretrainConfig) -> dict[str, Any]:
-    """What was given explicitly, by dotted key."""
-    said = config.said()
-    sections = {name: values for name, values in said.items() if isinstance(values, dict)}
-    return {f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()}
-
-
-def too_short(p: PreparedText) -> list[str]:
-    """A note where the network has too many parameters for the tokens that it will see.
+def too_short(p: PreparedText, steps: int | None = None) -> list[str]:
+    """A note where the network has too many parameters for the tokens that it will see in `steps`, else in its own.
 
     Not where its size was chosen for the minutes: the larger of two sizes does better long before that.
     """
-    tokens, parameters = p.steps * p.tokens_per_update, p.model.parameter_count
+    tokens, parameters = (steps or p.steps) * p.tokens_per_update, p.model.parameter_count
     if p.suited or p.base is not None or tokens >= PER_PARAMETER * parameters:
         return []
     smaller = fitting(tokens, p.tokenizer.vocabulary, per_parameter=PER_PARAMETER)

@@ -34,7 +34,7 @@ from feedfwd.recipes.classifier import (
 )
 from feedfwd.recipes.distil import Taught, distillation, taught
 from feedfwd.recipes.goals import Goal, Number, SeveralLabels, goal_for
-from feedfwd.recipes.prepare import usable_device
+from feedfwd.recipes.prepare import usable_device, use_threads
 from feedfwd.recipes.pretrained import Pretrained, load_pretrained
 from feedfwd.train.losses import Loss
 from feedfwd.train.precision import Precision, choose, products
@@ -217,11 +217,10 @@ class PreparedTexts:
 
 def prepare_texts(config: FinetuneConfig, *, resolved: bool = False) -> PreparedTexts:
     """Read, split, encode, build. `resolved` settings come from a run and already carry their preset."""
-    if not resolved:
-        config = config.over(preset(config))
-    if config.train.threads is not None:
-        torch.set_num_threads(config.train.threads)
+    use_threads(config.train.threads)
     train, validation, test, goal, columns, notes = parts(config)
+    if not resolved:
+        config = config.over(preset(config, len(train[1])))
     device = usable_device(config.train.device)
     torch.manual_seed(config.seed)
     pretrained = None

@@ -14,9 +14,9 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor, nn
 
 from feedfwd.checkpoint import Run, write_json
-from feedfwd.config import ScheduleConfig, UpdatesConfig
+from feedfwd.config import ScheduleConfig, UpdatesConfig, edits
 from feedfwd.data.batches import Batch
-from feedfwd.errors import RunError
+from feedfwd.errors import FeedfwdError, RunError
 from feedfwd.recipes import state
 from feedfwd.recipes.console import Listener
 from feedfwd.recipes.interrupt import Interrupted, going_on, graceful
@@ -45,6 +45,7 @@ class Training:
     """One training: what moves, and what has to be saved of it."""
 
     verb: ClassVar[str]  # whose `--resume` goes on with it
+    keeps_last: ClassVar[bool] = False  # saved after the last update too, where scoring what it left takes long
 
     def __init__(
         self,
@@ -76,6 +77,7 @@ class Training:
         self.durations: list[float] = []  # seconds of each update since this process began, nothing beside it counted
         self.health: Health | None = None
         self._healthy: dict[str, Any] | None = None  # what a saved state says of it
+        self.settings = run.settings() if run.config_file.is_file() else {}  # as this training was built
 
     # --- what a recipe says -------------------------------------------------------------------------------------------
 
@@ -149,7 +151,7 @@ class Training:
                         break
                     due = self.between() or step.n % self.config.save_every == 0
                     meter.total = self.steps
-                    due = time.perf_counter() - self._saved > LONG if last else due
+                    due = self.keeps_last or time.perf_counter() - self._saved > LONG if last else due
                     if due or stop.number is not None:
                         self.save()
                 if stop.number is not None:
@@ -241,6 +243,7 @@ class Training:
         tensors, numbers = state.moving(self.model, self.optimizer, self.ema)
         counters = {
             "data": self.fingerprint,
+            "settings": self.settings,
             "batches": self.batches.state_dict(),
             "optimizer": numbers,
             "seconds": self.seconds,
@@ -256,17 +259,36 @@ class Training:
             self.listener.say(f"{self.run.path} has no saved state yet: starting it again from its settings")
             return
         tensors, counters = found
+        edited = edits(counters.get("settings", self.settings), self.settings)
         if counters["data"] != self.fingerprint:
-            raise RunError(
-                f"the training data of {self.run.path} have changed since it began ({self.source})",
-                hint="restore them to resume, or start a new run on the new data",
-            )
-        state.restore(tensors, counters["optimizer"], self.model, self.optimizer, self.ema)
-        self.batches.load_state_dict(counters["batches"])
+            raise self.changed(counters, edited)
+        try:
+            state.restore(tensors, counters["optimizer"], self.model, self.optimizer, self.ema)
+            self.batches.load_state_dict(counters["batches"])
+        except (RuntimeError, KeyError, ValueError, FeedfwdError) as error:
+            raise self._misfit(error, edited) from None
+        if edited:
+            self.listener.say(f"note: {self.run.config_file} was changed since this state was saved: {listed(edited)}")
         self.step, self.seconds = counters["step"], counters["seconds"]
         self._healthy = counters.get("health")
         self.recall(counters, tensors)
         self.listener.say(f"resuming {self.run.path} at step {self.step} of {self.steps}")
+
+    def changed(self, counters: dict[str, Any], edited: list[str]) -> RunError:
+        """What to raise where the data aren't those that the saved state was trained on."""
+        return RunError(
+            f"the training data of {self.run.path} have changed since it began ({self.source})",
+            hint="restore them to resume, or start a new run on the new data",
+        )
+
+    def _misfit(self, error: Exception, edited: list[str]) -> RunError:
+        """What to raise where the saved state is of another network or optimizer than the settings make."""
+        if edited:
+            what = f"the saved state doesn't fit {self.run.config_file}, which was changed since: {listed(edited)}"
+            return RunError(what, hint="set it back to resume, or start a new run with it")
+        if isinstance(error, FeedfwdError):
+            return RunError(error.message, error.hint)
+        return self.run.misfit(error, "the saved state")
 
     # --- what is left behind ------------------------------------------------------------------------------------------
 
@@ -284,6 +306,11 @@ class Training:
         for line in summary(result):
             self.listener.say(line)
         self.listener.say(f"report: {report}")
+
+
+def listed(edited: list[str], most: int = 3) -> str:
+    more = len(edited) - most
+    return ", ".join(edited[:most]) + (f", and {more} more" if more > 0 else "")
 
 
 def finite(number: float) -> float | None:

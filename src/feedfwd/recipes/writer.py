@@ -18,7 +18,7 @@ from feedfwd.data.tokens import tokenize
 from feedfwd.errors import ConfigError, DataError, RunError
 from feedfwd.evaluate.text import text_scores
 from feedfwd.models.filling import Filling
-from feedfwd.models.generate import Sampling, complete, write
+from feedfwd.models.generate import BATCH, Sampling, complete, write
 from feedfwd.models.transformer import Transformer, build
 from feedfwd.recipes.console import Listener
 from feedfwd.recipes.language import build_transformer, masking, saved_tokenizer
@@ -76,6 +76,14 @@ class Writer:
         """Token ids (1, T), for `model`."""
         return torch.tensor([self.tokenizer.encode(text)], device=self.model.embedding.weight.device)
 
+    def unknown(self, text: str) -> list[str]:
+        """The characters of a text, or else its words, that the tokenizer has no token for."""
+        t = self.tokenizer
+        if t.unknown is None or t.unknown not in t.encode(text):
+            return []
+        found = [part for parts in (text, text.split()) for part in dict.fromkeys(parts) if t.unknown in t.encode(part)]
+        return [part for part in found if len(part) == 1] or found
+
     def write(
         self, prompt: str, *, most: int = 200, sampling: Sampling | None = None, stop: Sequence[str] = (), seed: int = 0
     ) -> Iterator[str]:
@@ -130,8 +138,12 @@ def generate_run(
     sampling: Sampling,
     stop: Sequence[str] = (),
     seed: int = 0,
+    note: Callable[[str], object] = lambda _: None,
 ) -> None:
-    """`feedfwd generate`: a prompt with what follows as it comes, or a JSON line for each of a file of prompts."""
+    """`feedfwd generate`: a prompt with what follows as it comes, or a JSON line for each of a file of prompts.
+
+    The lines come as a batch of prompts is done. `note` is told of what the user should know beside the text.
+    """
     if (prompt is None) == (prompts is None):
         raise ConfigError("one prompt or a file of them is needed", hint='give "PROMPT" or --prompts FILE')
     if most < 1:
@@ -139,12 +151,18 @@ def generate_run(
     writer = Writer.load(path)
     if prompts is not None:
         asked = _lines(prompts)
-        for line, text in zip(
-            asked, writer.complete(asked, most=most, sampling=sampling, stop=stop, seed=seed), strict=True
-        ):
-            out(json.dumps({"prompt": line, "text": text}, ensure_ascii=False) + "\n")
+        if strange := [line for line in asked if writer.unknown(line)]:
+            said = f"{len(strange):,} of {len(asked):,} prompts hold characters that the tokenizer doesn't know"
+            note(f"{said}, the first is {strange[0][:60]!r}")
+        for start in range(0, len(asked), BATCH):
+            batch = asked[start : start + BATCH]
+            texts = writer.complete(batch, most=most, sampling=sampling, stop=stop, seed=seed + start)
+            for line, text in zip(batch, texts, strict=True):
+                out(json.dumps({"prompt": line, "text": text}, ensure_ascii=False) + "\n")
         return
     assert prompt is not None
+    if missing := writer.unknown(prompt):
+        note(f"the tokenizer doesn't know {', '.join(map(repr, missing))}: the model sees an unknown token there")
     pieces = writer.write(prompt, most=most, sampling=sampling, stop=stop, seed=seed)
     out(prompt)
     for piece in pieces:

@@ -82,7 +82,7 @@ class _Beating(Silent):
     def __init__(self, beat: Callable[[], None]) -> None:
         self.beat, self.told = beat, time.monotonic()
 
-    def progress(self, step: int, total: int, text: str) -> None:
+    def progress(self, step: int, total: int, text: str, unit: str = "") -> None:
         if time.monotonic() - self.told > BEAT:
             self.told = time.monotonic()
             self.beat()

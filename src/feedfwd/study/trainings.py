@@ -255,7 +255,7 @@ class _Follower(Silent):
         self.curve: list[tuple[float, dict[str, float]]] = []
         self.total = 1
 
-    def progress(self, step: int, total: int, text: str) -> None:
+    def progress(self, step: int, total: int, text: str, unit: str = "step") -> None:
         self.total = total
         self.read()
 
