@@ -196,8 +196,7 @@ class FinetuneConfig(Recipe):
 
 
 BAG_EPOCHS = {"quick": 3, "standard": 6, "best": 8}
-BAG_SHOWN, BAG_MOST = 1_600, 30  # texts below which a bag goes over them more often, and epochs at most
-BAG_BATCH = {1_600: 16, 3_200: 32}  # texts below which batches are smaller than 64, for more updates
+BAG_SHOWN, BAG_MOST = 1_600, 30  # texts below which there are more epochs and smaller batches; epochs at most
 
 PRETRAINED: dict[str, dict[str, Any]] = {  # by method, what every effort starts from
     "full": {"optimizer.lr": 1e-4, "optimizer.head": 10.0, "optimizer.layer_decay": 0.9, "train.batch_size": 32},
@@ -218,13 +217,12 @@ def preset(config: FinetuneConfig, texts: int) -> Mapping[str, Any]:
     >>> preset(FinetuneConfig(source="a.csv", pretrained="run", effort="quick"), 5000)["train.epochs"]
     3.0
     >>> [preset(FinetuneConfig(source="a.csv"), texts) for texts in (770, 10_000)]
-    [{'train.epochs': 12.0, 'train.batch_size': 16}, {'train.epochs': 6.0, 'train.batch_size': 64}]
+    [{'train.epochs': 12.0, 'train.batch_size': 16}, {'train.epochs': 6.0, 'train.batch_size': 32}]
     """
     if config.pretrained is None:
         least = BAG_EPOCHS[config.effort]
         often = min(BAG_MOST, max(least, least * BAG_SHOWN // max(1, texts)))
-        batch = next((size for below, size in BAG_BATCH.items() if texts < below), 64)
-        return {"train.epochs": float(often), "train.batch_size": batch}
+        return {"train.epochs": float(often), "train.batch_size": 16 if texts < BAG_SHOWN else 32}
     epochs = PRETRAINED_EPOCHS[config.effort] * (HEAD_EPOCHS if config.method == "head" else 1)
     small = OURS if config.method == "full" and (Path(config.pretrained) / "config.toml").is_file() else {}
     return PRETRAINED[config.method] | small | {"train.epochs": epochs}
