@@ -87,3 +87,18 @@ def test_a_bag_answers_beside_it() -> None:
     torch.testing.assert_close(model.both(x), expected)
     torch.testing.assert_close(model(x), expected.mean(1))
     torch.testing.assert_close(model.features(x), alone.features(tokens))
+
+
+def test_a_model_and_its_bag_are_weighed_by_what_they_are_worth() -> None:
+    torch.manual_seed(0)
+    backbone = Transformer(20, width=8, depth=1, heads=2, hidden=16, causal=False)
+    model = Encoder(backbone, 3, bag=Bag(16, 4, [], 3)).eval()
+    x = torch.tensor([[5, 7, 20 + 3], [4, 20 + 9, PAD]])
+    assert torch.allclose(model(x), model.both(x).mean(1))
+    targets = torch.randint(0, 3, (500,))
+    right = torch.nn.functional.one_hot(targets, 3) + 0.5 * torch.randn(500, 3)
+    model.mix_by(torch.stack([10 * torch.randn(500, 3), right], 1), targets)
+    noise, told = model.mix.tolist()
+    assert noise < 0.02 * told and told > 1
+    assert torch.allclose(model(x), noise * model.both(x)[:, 0] + told * model.both(x)[:, 1])
+    assert torch.allclose(model.read(x)[1], model(x))

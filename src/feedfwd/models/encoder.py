@@ -67,12 +67,15 @@ class Encoder(nn.Module):
 
     A `bag` stands beside it: what n-grams tell, beside what pretraining taught. A row is then the text's tokens, and
     after them its n-grams' buckets, each plus the vocabulary. In training both give their outputs, (B, 2, O), each to
-    be trained by itself, for together the quicker one leaves the other nothing to learn; in evaluation their mean.
+    be trained by itself, for together the quicker one leaves the other nothing to learn; in evaluation their sum with
+    the two weights of `mix`, halves until `mix_by` has fitted them to texts held back.
 
     >>> model = Encoder(Transformer(50, width=8, depth=1, heads=2, hidden=16, causal=False), 3)
     >>> model(torch.tensor([[5, 7, 9], [4, PAD, PAD]])).shape
     torch.Size([2, 3])
     """
+
+    mix: Tensor
 
     def __init__(
         self,
@@ -93,12 +96,34 @@ class Encoder(nn.Module):
         backbone.head, backbone.head_kind, backbone.pooler = nn.Identity(), "none", None
         self.mlp = MLP([backbone.width, *hidden, outputs], generator=generator, **mlp)
         self.bag = bag
+        if bag is not None:
+            self.register_buffer("mix", torch.full((2,), 0.5))
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T) -> (B, O)
         if self.bag is None:
             return self._deep(x)
         both = self.both(x)
-        return both if self.training else both.mean(1)
+        return both if self.training else self._mixed(both)
+
+    def _mixed(self, both_B2O: Tensor) -> Tensor:  # -> (B, O)
+        return torch.einsum("bmo,m->bo", both_B2O, self.mix.to(both_B2O.dtype))
+
+    @torch.no_grad()
+    def mix_by(self, both_B2O: Tensor, targets: Tensor) -> None:
+        """Weigh the two so that the log loss of their sum is least on examples that neither was trained on.
+
+        A temperature for each (Guo et al. 2017, arXiv 1706.04599), found together: the convex loss has two numbers.
+        """
+        from scipy.optimize import minimize
+
+        z, t = both_B2O.double(), targets.long()
+
+        def loss(weights: Any) -> float:
+            mixed = torch.einsum("bmo,m->bo", z, torch.as_tensor(weights, dtype=torch.float64))
+            return float(F.cross_entropy(mixed, t))
+
+        found = minimize(loss, [0.5, 0.5], bounds=[(0.0, None)] * 2, method="L-BFGS-B")
+        self.mix.copy_(torch.as_tensor(found.x))
 
     def both(self, x: Tensor) -> Tensor:  # (B, T) -> (B, 2, O)
         """What the pretrained model answers, and what the bag."""
@@ -142,7 +167,7 @@ class Encoder(nn.Module):
             found = self._features(parts)
             features, outputs = means(found, texts, len(x)), means(self.mlp(found), texts, len(x))
         if self.bag is not None:
-            outputs = (outputs + self.bag(self.buckets(x))) / 2
+            outputs = self._mixed(torch.stack([outputs, self.bag(self.buckets(x))], 1))
         return features, outputs
 
     @torch.no_grad()

@@ -216,6 +216,21 @@ class Finetuning(Training):
         of = {"network": network, "n-grams": bag}
         return {name: p.goal.scores(p.goal.answers(z), part.data.targets) for name, z in of.items()}
 
+    def _mix(self) -> None:
+        """Weigh the pretrained model and the bag beside it by what each is worth on the texts held back."""
+        p = self.p
+        beside = isinstance(p.model, Encoder) and p.model.bag is not None
+        if not beside or p.validation is None or p.goal.kind != "label":
+            return
+        assert isinstance(p.model, Encoder)
+        both = torch.stack(p.classifier.apart(p.validation.rows), 1)
+        p.model.mix_by(both.to(p.device), p.validation.data.targets.to(p.device))
+        network, bag = p.model.mix.tolist()
+        self.listener.say(
+            f"by {len(p.validation):,} texts held back the model's outputs count {network:.2f} times, "
+            f"those of the n-grams {bag:.2f} times"
+        )
+
     def _finish(self) -> TextClassifier:
         p = self.p
         trained = p.trained_parameters  # merged, the adapters are not told apart any more
@@ -223,6 +238,7 @@ class Finetuning(Training):
             keep(self.run, p.model, p.pretrained.name)
             adapt.merge(p.model)
         p.model.eval()
+        self._mix()
         scores: dict[str, dict[str, float] | None] = {"validation": None}
         if p.validation is not None:
             scores["validation"] = self._scores(p.validation)[1]
