@@ -1,4 +1,4 @@
-# make demo    set up, and the whole chain: pretrain on text, fine-tune, compare, answer (about 4 minutes)
+# make demo    set up, and the whole chain: pretrain on text, fine-tune, compare, answer (about 5 minutes)
 # make test    set up, run the tests
 # make check   the tests, the linters, the docs' examples and the slow tests
 # make bench   the benchmarks (minutes; see benchmarks/README.md)
