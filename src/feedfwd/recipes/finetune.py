@@ -347,8 +347,8 @@ def _of_encoder(p: PreparedTexts, model: Encoder) -> list[str]:
 def command(config: FinetuneConfig) -> str:
     """The command that repeats a run: every setting that differs from its default or that a preset sets, spelled out.
 
-    >>> command(FinetuneConfig(source="train.csv", test="test.csv"))
-    'feedfwd finetune train.csv --test test.csv'
+    >>> command(FinetuneConfig(source="train.csv", test="test.csv").with_("train.batch_size", 32))
+    'feedfwd finetune train.csv --test test.csv --set train.batch_size=32 --set train.epochs=6.0'
     """
     words = ["feedfwd", "finetune", config.source]
     for name in ("teacher", "unlabelled"):
