@@ -37,6 +37,7 @@ LABELLED = {
     "source": "docstrings",
     "data": {"validation": 0.1},  # by which the network and the n-grams are weighed
     "encoder": {"ngrams": True, "longest": 128},
+    "loss": {"class_weights": "root"},  # as of a bag by itself
     "train": {"epochs": 4.0},
 }
 

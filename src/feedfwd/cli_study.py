@@ -154,7 +154,7 @@ def _base(
     **flags: object,
 ) -> dict[str, object]:
     """The settings that all variants share, nested, as they were said."""
-    from feedfwd.cli import layered
+    from feedfwd.cli_settings import layered
     from feedfwd.errors import ConfigError
     from feedfwd.study.trainings import training
 

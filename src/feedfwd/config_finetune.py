@@ -135,7 +135,7 @@ class LabelLossConfig(Settings):
     label_smoothing: Share = 0.0
     class_weights: Literal["auto", "none", "root", "balanced"] = Field(
         "auto",
-        description="balanced: every class counts the same; root: halfway there; auto: root for one label a text",
+        description="balanced: every class counts the same; root: halfway there; auto: root for a bag's one label",
     )
 
 
@@ -225,4 +225,4 @@ def preset(config: FinetuneConfig, texts: int) -> Mapping[str, Any]:
         return {"train.epochs": float(often), "train.batch_size": 16 if texts < BAG_SHOWN else 32}
     epochs = PRETRAINED_EPOCHS[config.effort] * (HEAD_EPOCHS if config.method == "head" else 1)
     small = OURS if config.method == "full" and (Path(config.pretrained) / "config.toml").is_file() else {}
-    return PRETRAINED[config.method] | small | {"train.epochs": epochs}
+    return PRETRAINED[config.method] | small | {"train.epochs": epochs, "loss.class_weights": "none"}

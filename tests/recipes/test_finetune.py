@@ -13,10 +13,10 @@ from meanings import Lines
 import feedfwd as ff
 from feedfwd.checkpoint import Run
 from feedfwd.cli import main
-from feedfwd.config_finetune import FinetuneConfig
+from feedfwd.config_finetune import FinetuneConfig, LabelLossConfig, preset
 from feedfwd.recipes import finetune as recipe
 from feedfwd.recipes.apply import evaluate_run
-from feedfwd.recipes.goals import SeveralLabels
+from feedfwd.recipes.goals import Goal, SeveralLabels
 from feedfwd.recipes.interrupt import Interrupted
 from feedfwd.recipes.texts import parts
 
@@ -248,3 +248,17 @@ def test_verbs_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "is a run of `feedfwd finetune`" in capsys.readouterr().err
     assert call("finetune", "--resume", str(tmp_path / "run")) == 2
     assert "is finished" in capsys.readouterr().err
+
+
+def test_rare_classes_weigh_by_the_root_unless_a_pretrained_model_is_trained() -> None:
+    outputs, targets = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1])
+    goal, trained = Goal(("a", "b")), torch.tensor([0] * 9 + [1])
+    expected = {"none": [1.0, 1.0], "root": [(10 / 18) ** 0.5, 5**0.5], "balanced": [10 / 18, 5.0]}
+    for name, weights in (expected | {"auto": expected["root"]}).items():
+        found = goal.loss(LabelLossConfig(class_weights=name), trained)(outputs, targets)  # type: ignore[arg-type]
+        torch.testing.assert_close(
+            found,
+            torch.nn.functional.cross_entropy(outputs, targets, weight=torch.tensor(weights), reduction="none"),
+        )
+    given = FinetuneConfig(source="a.csv", pretrained="model")
+    assert given.over(preset(given, 100)).loss.class_weights == "none"

@@ -184,10 +184,8 @@ class Piecewise:
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), before: Sequence[int] = ()) -> None:
         self.tokenizer, self.stop = tokenizer, [s for s in stop if s]
         self.ids: list[int] = list(before[-SEEN:])
-        self.shown, self.decoded = (
-            0,
-            len(self.ids),
-        )  # tokens before `shown` are done with; those before `decoded` are in `held`
+        # tokens before `shown` are done with; those before `decoded` are in `held`
+        self.shown, self.decoded = 0, len(self.ids)
         self.held = ""
         self.stopped = False
 
