@@ -333,33 +333,35 @@ class Health:
     def __post_init__(self) -> None:
         n = PROBE if self.probe.is_floating_point() else max(1, TOKENS // max(1, self.probe[0].numel()))
         self.probe = self.probe[:n].clone()
+        self._matrices = matrices(self.model)
         self._before: dict[str, Tensor] = {}
         self._unread: list[Tensor] = []
         self._losses: list[float] = []  # since this process began
         self._first: list[float] = []
         self._highest = 0.0  # rate
-        self._total, self._due = 0, set[int]()
+        self._total, self._due, self._awaited = 0, set[int](), set[int]()
         self._validation: list[tuple[int, float]] = []
 
     def update(self, step: Step, total: int) -> tuple[Checkup | None, list[Finding]]:
         """Take in an update just done, of `total`; a checkup where one is due, and what is new."""
         self._unread.append(step.loss)
-        self._highest = max(self._highest, step.lr)
+        if step.lr > self._highest:
+            self._highest = step.lr
         if self._total != total:  # it may change on the way
             self._total, self._due = total, {max(2, round(share * total)) for share in CHECKUPS}
-        due = self._due
-        if step.n not in due and step.n + 1 not in due:
+            self._awaited = self._due | {n - 1 for n in self._due}
+        if step.n not in self._awaited:
             return None, []
         found: Checkup | None = None
         new: list[Finding] = []
-        if step.n in due and self._before:
+        if step.n in self._due and self._before:
             found = self._look(step.n)
             settled = step.n >= max(5, SETTLED * total)
             decayed = step.lr < PEAK * self._highest
             new = [*judge(found, step.lr, settled=settled, decayed=decayed), *self._course(step, total)]
         self._before = {}
-        if step.n + 1 in due:
-            self._before = {name: _sample(p).clone() for name, p in matrices(self.model).items()}
+        if step.n + 1 in self._due:
+            self._before = {name: _sample(p).clone() for name, p in self._matrices.items()}
         return found, self._new(new)
 
     def validated(self, step: int, scores: Mapping[str, float]) -> list[Finding]:
@@ -368,7 +370,6 @@ class Health:
         if name is None or not math.isfinite(scores[name]):
             return []
         self._validation.append((step, scores[name]))
-        self._read()
         return self._new([*self._worthless(step, scores), *self._by_heart(step, scores[name])])
 
     def _worthless(self, step: int, scores: Mapping[str, float]) -> Iterator[Finding]:
@@ -392,7 +393,10 @@ class Health:
 
     def _by_heart(self, step: int, loss: float) -> Iterator[Finding]:
         best_step, best = min(self._validation, key=lambda pair: pair[1])
-        if self.stops_early or len(self._validation) < 4 or len(self._losses) < 20:
+        if self.stops_early or len(self._validation) < 4 or loss < WORSE * best:
+            return
+        self._read()
+        if len(self._losses) < 20:
             return
         began, now = statistics.fmean(self._first), statistics.fmean(self._losses[-10:])
         # a few examples of a small part can do as much
@@ -412,7 +416,7 @@ class Health:
         with self.autocast:
             inputs, units = examine(self.model, self.probe)
         found = []
-        for name, p in matrices(self.model).items():
+        for name, p in self._matrices.items():
             if p.grad is not None and not p.grad.is_sparse and name in self._before:
                 before = self._before[name]
                 size = float(before.norm())
