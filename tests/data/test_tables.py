@@ -101,9 +101,19 @@ def test_a_sheet_of_excel_is_read_as_it_stands(tmp_path: Path) -> None:
     data = load_table(
         workbook(tmp_path / "two.xlsx", {"first": [["n", "y"], *([i, i * 2.5] for i in range(9))], "x": []}), ["y"]
     )
-    assert len(data) == 9 and any("first of 2 sheets, 'first'" in note for note in data.notes)
-    with pytest.raises(DataError, match="empty"):
+    assert len(data) == 9 and any("of its 2 sheets 'first' is read, not 'x'" in note for note in data.notes)
+    with pytest.raises(DataError, match="no sheet with a line of names"):
         load_table(workbook(tmp_path / "none.xlsx", {"rows": []}), ["y"])
+
+
+def test_titles_notes_and_empty_sheets_of_excel_are_passed_over(tmp_path: Path) -> None:
+    pytest.importorskip("fastexcel")
+    rows: list[list[object]] = [["n", "c", "y"], *([i, "ab"[i % 2], i * 2.5] for i in range(9))]
+    book = {"empty": [], "about": [["what this is"], ["and of when"]], "rows": [["Customers"], [], *rows]}
+    data = load_table(workbook(tmp_path / "t.xlsx", book), ["y"])
+    assert len(data) == 9 and data.kinds == {"n": "number", "c": "category"}
+    assert any("'rows' is read, not 'empty', 'about'" in note for note in data.notes)
+    assert any("stand in row 3 of 'rows'" in note for note in data.notes)
 
 
 def test_the_adult_file_needs_no_options(shared_data: Path) -> None:

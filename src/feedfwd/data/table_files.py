@@ -256,7 +256,6 @@ def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _sheet(path: Path, notes: list[str]) -> "polars.DataFrame":
-    import polars
 
     try:
         import fastexcel
@@ -265,10 +264,32 @@ def _sheet(path: Path, notes: list[str]) -> "polars.DataFrame":
             "reading Excel files needs fastexcel", hint='pip install "feedfwd[excel]", or save the sheet as .csv'
         ) from None
     try:
-        names = fastexcel.read_excel(path).sheet_names
+        book = fastexcel.read_excel(path)
+        names = book.sheet_names
+        tops = {name: book.load_sheet(name, header_row=None, n_rows=LOOKED_AT).to_polars().rows() for name in names}
+        tables = {name: start for name, top in tops.items() if (start := _header(top)) is not None}
+        if not tables:
+            raise DataError(f"{path} has no sheet with a line of names and rows below it", hint="save it as .csv")
+        name, start = next(iter(tables.items()))
         if len(names) > 1:
-            notes.append(f"read is the first of {len(names)} sheets, {names[0]!r}: save another as a file of its own")
-        return polars.read_excel(path)
-    except Exception as error:  # the reader's own classes, which come with it
+            others = [other for other in names if other != name]
+            said = f"of its {len(names)} sheets {name!r} is read, not {', '.join(map(repr, others[:5]))}"
+            notes.append(f"{said}{', ...' if len(others) > 5 else ''}: save another as a file of its own")
+        if start:
+            notes.append(f"the columns' names stand in row {start + 1} of {name!r}; what is above is left out")
+        return book.load_sheet(name, header_row=start).to_polars()
+    except fastexcel.FastExcelError as error:
         problem = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(f"{path} can't be read as a sheet ({problem})", hint="save it as .csv") from None
+
+
+def _header(rows: Sequence[tuple[Any, ...]]) -> int | None:
+    """The first row of a sheet that fills half as many cells as the fullest; None where no row follows
+    it, or where all stand in one column: a note.
+
+    >>> _header([("Customers of 2024", None, None), (None, None, None), ("age", "city", "buys"), (40, "Oslo", 1)])
+    2
+    """
+    filled = [sum(cell is not None for cell in row) for row in rows]
+    start = next((i for i, n in enumerate(filled) if 2 * n > max(filled)), None)
+    return None if start is None or start + 1 == len(rows) or max(filled) < 2 else start
