@@ -178,6 +178,17 @@ def test_a_run_and_what_has_no_graph(tmp_path: Path) -> None:
             CliRunner().invoke(app, words, catch_exceptions=False)
 
 
+def test_a_run_is_drawn_where_its_table_is_not(tmp_path: Path) -> None:
+    table, run = tmp_path / "t.csv", tmp_path / "r"
+    table.write_text("a,b,y\n" + "".join(f"{i},{'uvw'[i % 3]},{i % 2}\n" for i in range(60)))
+    fit = ["fit", str(table), "--target", "y", "--effort", "quick", "--set", "train.steps=3", "--run", str(run)]
+    assert CliRunner().invoke(app, fit).exit_code == 0
+    table.unlink()
+    done = CliRunner().invoke(app, ["graph", str(run)])
+    assert done.exit_code == 0, done.output
+    assert "join" in (run / "graph.svg").read_text()
+
+
 def test_runs_of_texts(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("text,label\n" + "\n".join(f"good {i},a\nbad {i},b" for i in range(30)))
     (tmp_path / "t.txt").write_text("the quick brown fox jumps over the lazy dog. " * 80)

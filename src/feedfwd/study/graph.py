@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from feedfwd.checkpoint import Run, write_text
+from feedfwd.checkpoint import write_text
 from feedfwd.config import FitConfig, parse
 from feedfwd.errors import ConfigError
 from feedfwd.ffn.gated import GatedLinear
 from feedfwd.models.bag import Bag
 from feedfwd.models.transformer import Attention
 from feedfwd.recipes.console import Listener
+from feedfwd.recipes.predictor import Predictor
 from feedfwd.recipes.prepare import prepare
 from feedfwd.recipes.verbs import verb_of
 from feedfwd.report.words import count
@@ -217,8 +218,8 @@ def _examples(model: nn.Module, inputs: Tensor) -> Shown:
 def _run(run: Path) -> Shown:
     match verb_of(run):
         case "fit":
-            prepared = prepare(parse(FitConfig, Run.open(run).settings()), resolved=True)
-            return _examples(prepared.model, prepared.train.inputs)
+            found = Predictor.load(run)  # not by its settings: they'd want the data again
+            return _examples(found.model, torch.zeros(EXAMPLES, found.preprocess.width))
         case "pretrain":
             from feedfwd.recipes.writer import Writer
 
