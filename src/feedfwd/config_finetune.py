@@ -27,6 +27,10 @@ class LabelledConfig(Settings):
     several: bool | None = Field(None, description="several labels a text; not given: guessed from the column")
     shots: Count | None = Field(None, description="train on so many texts of each class, drawn by seed, alone")
 
+    names: bool | None = Field(
+        None,
+        description="each class's name is read as a text of it; not given: where texts are few and names say something",
+    )
     validation: Share = Field(0.0, description="share of the training part held back for validation; 0 trains on all")
     test: Annotated[Share, Field(gt=0)] = Field(0.2, description="share split off as test part where none is named")
     test_seed: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(
@@ -38,7 +42,9 @@ class BagConfig(Settings):
     """Hashed n-grams, a vector for each bucket, their weighted sum, and the layers above it."""
 
     buckets: Count = Field(262144, description="into which n-grams are hashed; each has a vector")
-    width: Count = Field(128, description="of a vector")
+    width: Annotated[int, Field(ge=0)] = Field(
+        128, description="of a vector; 0: each n-gram has a number for every class instead, and no layers follow"
+    )
     words: Annotated[int, Field(ge=0, le=5)] = Field(2, description="longest run of words; 0: none")
     shortest: Count = Field(2, description="shortest run of characters")
     longest: Annotated[int, Field(ge=0, le=10)] = Field(5, description="longest run of characters; 0: none")
@@ -54,6 +60,8 @@ class BagConfig(Settings):
             raise ValueError(f"bag.longest={self.longest} is below bag.shortest={self.shortest}")
         if not self.longest and not self.words:
             raise ValueError("bag.words=0 and bag.longest=0 leave nothing of a text to read")
+        if not self.width and (self.hidden or self.residual or self.norm != "none"):
+            raise ValueError("bag.width=0 leaves no layers: leave bag.hidden, bag.residual and bag.norm out")
         return self
 
 
@@ -195,8 +203,13 @@ class FinetuneConfig(Recipe):
         return self
 
 
+DIRECT = 10  # classes from which on n-grams have vectors and not a number for each
 BAG_EPOCHS = {"quick": 3, "standard": 6, "best": 8}
 BAG_SHOWN, BAG_MOST = 1_600, 30  # texts below which there are more epochs and smaller batches; epochs at most
+
+FEW_CLASSES: dict[str, Any] = {  # a linear model of the n-grams (docs/fine-tuning.md)
+    "bag.width": 0, "bag.input_dropout": 0.0, "optimizer.ngrams": 1.0, "loss.class_weights": "balanced",
+}  # fmt: skip
 
 PRETRAINED: dict[str, dict[str, Any]] = {  # by method, what every effort starts from
     "full": {"optimizer.lr": 1e-4, "optimizer.head": 10.0, "optimizer.layer_decay": 0.9, "train.batch_size": 32},
@@ -211,8 +224,9 @@ PRETRAINED_EPOCHS = {"quick": 3.0, "standard": 6.0, "best": 10.0}
 HEAD_EPOCHS = 5  # times as many of features that are there already
 
 
-def preset(config: FinetuneConfig, texts: int) -> Mapping[str, Any]:
-    """What effort and method put beneath the user's settings, for so many training texts.
+def preset(config: FinetuneConfig, texts: int, classes: int | None = None) -> Mapping[str, Any]:
+    """What effort and method put beneath the user's settings, for so many training texts and classes; None: not one
+    label a text.
 
     >>> preset(FinetuneConfig(source="a.csv", pretrained="run", effort="quick"), 5000)["train.epochs"]
     3.0
@@ -222,7 +236,10 @@ def preset(config: FinetuneConfig, texts: int) -> Mapping[str, Any]:
     if config.pretrained is None:
         least = BAG_EPOCHS[config.effort]
         often = min(BAG_MOST, max(least, least * BAG_SHOWN // max(1, texts)))
-        return {"train.epochs": float(often), "train.batch_size": 16 if texts < BAG_SHOWN else 32}
+        found = {"train.epochs": float(often), "train.batch_size": 16 if texts < BAG_SHOWN else 32}
+        plain = config.bag.model_fields_set.isdisjoint({"width", "hidden", "residual", "norm"})
+        few = classes is not None and classes < DIRECT and plain and config.distil.teacher is None
+        return found | (FEW_CLASSES | {"train.epochs": float(min(BAG_MOST, 2 * often))} if few else {})
     epochs = PRETRAINED_EPOCHS[config.effort] * (HEAD_EPOCHS if config.method == "head" else 1)
     small = OURS if config.method == "full" and (Path(config.pretrained) / "config.toml").is_file() else {}
     return PRETRAINED[config.method] | small | {"train.epochs": epochs, "loss.class_weights": "none"}

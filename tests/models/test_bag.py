@@ -20,6 +20,27 @@ def test_the_sum_is_that_of_the_formula_and_padding_counts_nothing() -> None:
     assert torch.allclose(bag.bag(X[1:2, :2])[0], found[1])
 
 
+def test_without_a_width_ngrams_vote_for_the_classes() -> None:
+    bag = Bag(1 << 16, 0, [], 3)
+    assert bag.embedding.weight.shape == (1 << 16, 3) and not bag(X).any()  # a linear model begins at zero
+    torch.nn.init.normal_(bag.embedding.weight)
+    torch.nn.init.normal_(bag.mlp.bias)
+    bag.weigh(torch.tensor([3, 5, 9, 3, 7]), texts=2)
+    w, e = bag.weights, bag.embedding.weight
+    second = (w[3] * e[3] + w[7] * e[7]) / (w[3] ** 2 + w[7] ** 2).sqrt() + bag.mlp.bias
+    assert torch.allclose(bag(X)[1], second, atol=1e-6) and torch.equal(bag(X)[2], bag.mlp.bias)
+    vectors, outputs = bag.read(X)
+    assert torch.equal(outputs, bag(X)) and vectors.shape == (3, bag.width)
+    shared = w[3] ** 2 / (w[[3, 5, 9]].norm() * w[[3, 7]].norm())  # the cosine of TF-IDF
+    assert torch.allclose(vectors @ vectors.T, torch.tensor([[1, shared, 0], [shared, 1, 0], [0, 0, 0]]), atol=1e-6)
+    generator = torch.Generator().manual_seed(0)
+    own = torch.randint(0, 1 << 16, (20, 300), generator=generator)
+    own[:, :150] = own[0, :150]  # half of the n-grams are shared
+    bag.weights.fill_(1)
+    cosines = torch.nn.functional.cosine_similarity(bag.read(own)[0][:1], bag.read(own)[0][1:])
+    assert abs(float(cosines.mean()) - 0.5) < 0.1
+
+
 def test_an_update_touches_only_the_rows_of_its_ngrams() -> None:
     bag = Bag(16, 4, [8], 3)
     before = bag.embedding.weight.detach().clone()

@@ -45,7 +45,7 @@ def prepared(tmp_path: Path, bert: Path, n: int = 30, **settings: object) -> Pre
 
 
 def test_few_texts_begin_at_the_means_of_their_classes(tmp_path: Path, bert: Path) -> None:
-    p = prepared(tmp_path, bert, n=4)
+    p = prepared(tmp_path, bert, n=4, data__names=False)
     assert isinstance(p.model, Encoder)
     assert "classes' means" in p.adapted
     features, targets = p.classifier.features(p.train.rows), p.train.data.targets
@@ -66,3 +66,30 @@ def test_many_texts_or_a_hidden_layer_begin_at_random(tmp_path: Path, bert: Path
         prepared(tmp_path, bert, n=4, encoder__start="means", encoder__hidden=[8])
     with pytest.raises(ConfigError, match="name one with --from"):
         FinetuneConfig(source="t.jsonl").with_("encoder.start", "means")
+
+
+def test_names_of_classes_are_texts_where_there_are_few(tmp_path: Path, bert: Path) -> None:
+    p, names = prepared(tmp_path, bert, n=4), sorted(WORDS)
+    assert len(p.train) == len(p.train.rows) == 4 * 3 + 3 and len(p.test) == 4 * 3
+    assert p.train.texts[-3:] == tuple(names) and p.train.data.targets[-3:].tolist() == [0, 1, 2]
+    assert p.train.data.rows is not None and p.train.data.rows[-3:].tolist() == [-1] * 3
+    assert p.config.data.names is None and p.frozen().data.names is True
+    assert any("names of the 3 classes" in note for note in p.notes)
+    again = prepare_texts(p.frozen(), resolved=True)
+    assert again.fingerprint == p.fingerprint and "means" in again.adapted
+    for settings in ({"n": 30}, {"data__names": False}, {"method": "head"}, {"method": "lora"}):
+        found = prepared(tmp_path, bert, **({"n": 4} | settings))  # type: ignore[arg-type]
+        assert not found.named and names[0] not in found.train.texts and found.frozen().data.names is False
+    assert prepared(tmp_path, bert, n=4, method="head", data__names=True).named
+
+
+def test_names_that_say_nothing_are_no_texts(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join(json.dumps({"text": f"text {i}", "label": f"class {i % 3}"}) + "\n" for i in range(30)))
+    config = FinetuneConfig(source=str(path))
+    assert not prepare_texts(config).named
+    with pytest.raises(ConfigError, match="say nothing, or the same: class 0, class 1"):
+        prepare_texts(config.with_("data.names", True))
+    path.write_text("".join(json.dumps({"text": f"text {i}", "label": i / 7}) + "\n" for i in range(30)))
+    with pytest.raises(ConfigError, match="one label each"):
+        prepare_texts(config.with_("data.names", True))

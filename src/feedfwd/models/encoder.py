@@ -156,6 +156,11 @@ class Encoder(nn.Module):
         parts, texts = windows(x, self.window)
         return means(self._features(parts), texts, len(x))
 
+    @property
+    def width(self) -> int:
+        """Of a text's vector."""
+        return self.backbone.width
+
     def read(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (B, T) -> (B, W), (B, O)
         """`features`, and the outputs as evaluation has them, of one pass."""
         own = self.tokens(x)

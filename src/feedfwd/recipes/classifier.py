@@ -234,9 +234,9 @@ class TextClassifier:
         return both[:, 0], both[:, 1]
 
     def features(self, rows: Ragged) -> Tensor:
-        """A vector for each text (N, W), which the head sees."""
+        """A vector for each text (N, W): what the head sees, where there is one."""
         if isinstance(self.model, Bag):
-            return self._passed(self.model.bag, rows)
+            return self.read(rows)[0]
         return self._passed(self.model.features, rows)
 
     def read(self, rows: Ragged) -> tuple[Tensor, Tensor]:
@@ -244,12 +244,12 @@ class TextClassifier:
         model = self.model
 
         def both(x: Tensor) -> Tensor:
-            h, z = model.read(x) if isinstance(model, Encoder) else (h := model.bag(x), model.mlp(h))
+            h, z = model.read(x)
             return torch.cat([h.float(), z.float()], 1)
 
         found = self._passed(both, rows)
         if not len(rows):
-            return torch.zeros(0, self.model.mlp.sizes[0]), found
+            return torch.zeros(0, model.width), found
         return found[:, : -self.goal.outputs], found[:, -self.goal.outputs :]
 
     def headed(self, features: Tensor) -> Tensor | None:  # (N, W) -> (N, O)

@@ -326,9 +326,11 @@ def _of_bag(p: PreparedTexts) -> list[str]:
         b.longest > 0
     )
     mean = float(p.train.rows.lengths.float().mean())
+    sizes = "-".join(map(str, model.mlp.sizes))
+    network = f"network {sizes}, {p.config.ffn.activation}" if b.width else f"{sizes} numbers each, and no layers"
     return [
-        f"bag of {' and '.join(kinds)} ({mean:,.0f} a text) in {b.buckets:,} buckets; network "
-        f"{'-'.join(map(str, model.mlp.sizes))}, {p.config.ffn.activation}: {model.parameter_count:,} parameters{by}"
+        f"bag of {' and '.join(kinds)} ({mean:,.0f} a text) in {b.buckets:,} buckets; {network}: "
+        f"{model.parameter_count:,} parameters{by}"
     ]
 
 

@@ -113,7 +113,7 @@ def _about_labelled(run: Run) -> list[str]:
     config = parse(FinetuneConfig, run.settings())
     b, what = config.bag, f"from {config.pretrained}, method {config.method}"
     if config.pretrained is None:
-        what = f"bag of n-grams, {b.buckets:,} buckets, {b.width} wide"
+        what = f"bag of n-grams, {b.buckets:,} buckets, {f'{b.width} wide' if b.width else 'a number for each class'}"
     return [
         f"{run.path}: feedfwd finetune {config.source}, seed {config.seed}",
         f"{what}; rate {config.optimizer.lr:.3g}",

@@ -198,7 +198,7 @@ def _label_errors(verdict: Judgement, held: Answers, classes: Sequence[str]) -> 
     rows = [
         {
             "text": held.texts[place],
-            "place": None if held.places is None else int(held.places[place]),
+            "place": None if held.places is None or held.places[place] < 0 else int(held.places[place]),
             "label": given,
             "likelier": likelier,
             "probability": p_likelier,

@@ -22,6 +22,7 @@ from feedfwd.models.bag import Bag
 from feedfwd.models.encoder import Encoder
 from feedfwd.models.tabular import per_member
 from feedfwd.recipes.adapters import adapted
+from feedfwd.recipes.class_names import names_of, with_names
 from feedfwd.recipes.classifier import (
     BagReader,
     Network,
@@ -86,6 +87,7 @@ class PreparedTexts:
     adapted: str = ""  # in words, which weights of a pretrained model are trained
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0  # that they took
+    named: bool = False  # whether the classes' names are training texts
     taught: Taught | None = None  # what a teacher says to the training texts, and to others
 
     @property
@@ -205,6 +207,7 @@ class PreparedTexts:
         decided: dict[str, Any] = self.columns | {
             "task": "regress" if isinstance(self.goal, Number) else "classify",
             "data.several": isinstance(self.goal, SeveralLabels),
+            "data.names": self.named,
             "train.threads": torch.get_num_threads(),
             "train.device": str(self.device),
             "train.precision": self.precision.name,
@@ -220,7 +223,8 @@ def prepare_texts(config: FinetuneConfig, *, resolved: bool = False) -> Prepared
     use_threads(config.train.threads)
     train, validation, test, goal, columns, notes = parts(config)
     if not resolved:
-        config = config.over(preset(config, len(train[1])))
+        classes = len(goal.classes) if goal.kind == "label" else None
+        config = config.over(preset(config, len(train[1]), classes))
     device = usable_device(config.train.device)
     torch.manual_seed(config.seed)
     pretrained = None
@@ -238,6 +242,12 @@ def prepare_texts(config: FinetuneConfig, *, resolved: bool = False) -> Prepared
     def part(texts: tuple[str, ...], data: Dataset) -> TextPart:
         return TextPart(data, texts, classifier.rows(texts))
 
+    names = _names(config, goal, pretrained, train[1])
+    if names:
+        train = with_names(*train, names)
+        notes.append(
+            f"the names of the {len(names):,} classes are read as a text each, for example {short(names[0])!r}"
+        )
     training, loss = part(*train), goal.loss(config.loss, train[1].targets)
     tokens = config.train.batch_size
     if isinstance(model, Bag):
@@ -261,6 +271,7 @@ def prepare_texts(config: FinetuneConfig, *, resolved: bool = False) -> Prepared
         columns=columns,
         pretrained=pretrained,
         notes=notes,
+        named=bool(names),
     )
     if isinstance(model, Encoder):
         _start(prepared, model)
@@ -321,8 +332,29 @@ def at_means(p: PreparedTexts) -> bool:
             what = "encoder.start=means is for a head without hidden layers that gives each text one label"
             raise ConfigError(what, hint="leave it out")
         return c.encoder.start == "means"
-    others = p.pretrained is not None and bool(p.pretrained.family)  # of a run of ours it wasn't measured
-    return can and others and c.method == "full" and len(p.train) <= FEW * p.goal.outputs
+    return can and few_texts(c, p.goal, p.pretrained, len(p.train) - p.named * p.goal.outputs)
+
+
+def few_texts(config: FinetuneConfig, goal: Goal, pretrained: Pretrained | None, texts: int) -> bool:
+    """Whether there are so few that a class's mean and name count; of a run of ours it wasn't measured."""
+    others = pretrained is not None and bool(pretrained.family)
+    return others and config.method == "full" and texts <= FEW * goal.outputs
+
+
+def _names(config: FinetuneConfig, goal: Goal, pretrained: Pretrained | None, train: Dataset) -> list[str]:
+    """The classes' names, where they are to be read as texts."""
+    asked = config.data.names
+    if goal.kind != "label":
+        if asked:
+            raise ConfigError("data.names is for texts of one label each", hint="leave it out")
+        return []
+    if asked is None and not few_texts(config, goal, pretrained, len(train)):
+        return []
+    names = names_of(goal.classes) if asked is None or asked else []
+    if asked and not names:
+        what = f"data.names: some of the classes' names say nothing, or the same: {', '.join(goal.classes[:5])}"
+        raise ConfigError(what, hint="leave it out, or give the classes names in words")
+    return names
 
 
 Texts = tuple[tuple[str, ...], Dataset]
@@ -435,7 +467,8 @@ def _built(config: FinetuneConfig, outputs: int) -> Bag:
         if "memory" not in str(error):
             raise
         b = config.bag
-        needs = f"bag.buckets={b.buckets:,} and bag.width={b.width:,} need {12 * b.buckets * b.width / 1e9:,.0f} GB"
+        size = 12 * b.buckets * (b.width or outputs)
+        needs = f"bag.buckets={b.buckets:,} and bag.width={b.width:,} need {size / 1e9:,.0f} GB"
         raise ConfigError(f"{needs} of memory", hint="take smaller ones") from None
 
 
