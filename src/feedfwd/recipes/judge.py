@@ -24,6 +24,8 @@ from feedfwd.report.words import number
 FEWEST = 50  # held-out answers below which nothing is fitted
 LISTED = 30  # likely label errors that are kept
 CLEAR = 0.5  # by how much another class's probability must lie ahead: below, the doubt is the network's
+FLAT = 0.01  # least standard deviation of a score of scope
+TIE = 1e-3  # standard deviations below the held-out texts' threshold that are still at it: rounding decides nothing
 UNSURE, OUTSIDE = "unsure", "out of scope"
 
 
@@ -135,10 +137,10 @@ def fit(held: Answers, config: DecideConfig, fitted_on: str) -> Judgement | None
     temperature = _temperature(held)
     p_NC = (sigmoid if several else softmax)(held.logits, temperature)
     abstain = abstain_threshold(confidence(p_NC, several=several), held.right, config.error, config.level)
-    scores = scope_scores(held.logits, held.near, temperature, several=several)
+    scores = together(scope_scores(held.logits, held.near, temperature, several=several), several=several)
     spread = spread_of(scores)
     threshold = scope_threshold(combined(list(scores.values()), list(spread.values())), config.false_reject)
-    finite = threshold if np.isfinite(threshold) else None
+    finite = threshold - TIE if np.isfinite(threshold) else None
     return Judgement(fitted_on, n, temperature, abstain, config.false_reject, finite, spread, several)
 
 
@@ -161,9 +163,15 @@ def scope_scores(
     return found if near is None else found | {"neighbours": near}
 
 
+def together(scores: Mapping[str, Floats], *, several: bool = False) -> dict[str, Floats]:
+    """Those whose mean decides: of one label a text, the energy says too little beside nearness to count as much."""
+    nearness = "neighbours" in scores and not several
+    return {name: score for name, score in scores.items() if name != "energy" or not nearness}
+
+
 def spread_of(scores: Mapping[str, Floats]) -> dict[str, tuple[float, float]]:
-    """Mean and standard deviation of each."""
-    return {name: (float(score.mean()), float(score.std())) for name, score in scores.items()}
+    """Mean and standard deviation of each; of one that hardly varies, a deviation that rounding can't pass for."""
+    return {name: (float(score.mean()), max(FLAT, float(score.std()))) for name, score in scores.items()}
 
 
 def kept(verdict: Judgement, test: Answers) -> dict[str, int]:

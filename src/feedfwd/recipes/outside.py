@@ -13,7 +13,7 @@ from feedfwd.evaluate.metrics import auroc, auroc_variance
 from feedfwd.evaluate.scope import combined, scope_threshold
 from feedfwd.recipes.classifier import TextClassifier
 from feedfwd.recipes.console import Listener
-from feedfwd.recipes.judge import OUTSIDE, scope_scores, spread_of
+from feedfwd.recipes.judge import OUTSIDE, scope_scores, spread_of, together
 from feedfwd.report.words import number
 
 WORDS = {"probability": "largest probability", "energy": "energy", "neighbours": "nearness to training texts"}
@@ -28,7 +28,7 @@ def outside_scores(
     listener: Listener,
     false_reject: float | None = None,
 ) -> dict[str, float]:
-    """AUROC of each score and of their mean, and what is rejected below which threshold; names begin with "outside_".
+    """AUROC of each score and of the mean that decides, and what is rejected below which; names begin with "outside_".
 
     `inside` is what `read` gave for texts of the scope, those of `where`; `source` holds texts of no class. The
     thresholds are fitted on the texts inside, at `false_reject` (not given: the run's `decide.false_reject`); the run's
@@ -47,14 +47,16 @@ def outside_scores(
         listener.say(f"note: {len(twice):,} of {source} stand in the training part")
     outside = classifier.read(classifier.rows(table.texts))
     own, others = _scores(classifier, *inside), _scores(classifier, *outside)
-    spread = spread_of(own) if verdict is None else {name: at for name, at in verdict.spread.items() if name in own}
+    several = classifier.goal.kind == "labels"
+    spread = spread_of(together(own, several=several)) if verdict is None else verdict.spread
+    spread = {name: at for name, at in spread.items() if name in own}
     own[TOGETHER], others[TOGETHER] = (
         combined([found[name] for name in spread], list(spread.values())) for found in (own, others)
     )
     rate = config.decide.false_reject if false_reject is None else false_reject
     listener.say(f"{len(table):,} texts of {source} against {len(inside[1]):,} of {where}:")
     found: dict[str, float] = {}
-    for name, label in (WORDS | {TOGETHER: "these together"}).items():
+    for name, label in (WORDS | {TOGETHER: " + ".join(spread)}).items():
         if name in own:
             area, around = area_under(own[name], others[name])
             threshold = scope_threshold(own[name], rate)
@@ -68,8 +70,8 @@ def outside_scores(
         wrongly, rightly = (_rejected(classifier, *texts) for texts in (inside, outside))
         found |= {"outside_rejected": rightly, "inside_rejected": wrongly}
         listener.say(
-            f"  the run's own threshold, {number(verdict.scope_threshold)} of these together, rejects {rightly:.1%}, "
-            f"and {wrongly:.1%} of the others"
+            f"  the run's own threshold, {number(verdict.scope_threshold)} of {' + '.join(spread)}, rejects "
+            f"{rightly:.1%}, and {wrongly:.1%} of the others"
         )
     else:
         listener.say("  the run has no threshold of its own: that takes texts held back, --set data.validation=0.1")
