@@ -78,7 +78,7 @@ def test_few_classes_need_no_vectors(tmp_path: Path, capsys: pytest.CaptureFixtu
     data, run = table(tmp_path / "t.csv", 120), tmp_path / "run"
     assert call("finetune", str(data), "--run", str(run), "--set", "bag.buckets=4096") == 0
     model = ff.load(run)
-    assert model.config.bag.width == 0 and model.config.loss.class_weights == "balanced"
+    assert model.config.bag.width == 0 and model.config.optimizer.ngrams == 1.0
     assert model.model.embedding.weight.shape == (4096, 3) and model.result["test"]["accuracy"] >= 0.95
     assert "3 numbers each" in capsys.readouterr().out
     assert model.predict(["I lost my card", "transfer of cash"]).tolist() == ["card", "money"]
@@ -87,7 +87,7 @@ def test_few_classes_need_no_vectors(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert {piece for piece, _ in reason.carried[:2]} == {"card", "stolen"}
     assert "bag.width=0" in recipe.command(model.config)
     again = recipe.finetune_config(small(data, seed=0), tmp_path / "wide").config
-    assert again.bag.width == 16 and again.loss.class_weights == "auto" and again.optimizer.ngrams == 0.15
+    assert again.bag.width == 16 and again.optimizer.ngrams == 0.15
     assert call("finetune", str(data), "--run", str(tmp_path / "no"), "--set", "bag.hidden=[8]", "--dry-run") == 0
     assert call("finetune", str(data), "--set", "bag.width=0", "--set", "bag.hidden=[8]") == 2
     assert "leaves no layers" in capsys.readouterr().err
