@@ -2,6 +2,7 @@
 
     python benchmarks/labels.py bag --data FOLDER                  # from scratch, beside TF-IDF + logistic regression
     python benchmarks/labels.py full --data FOLDER --model MODEL   # a pretrained model, all weights and low-rank ones
+    python benchmarks/labels.py tone --data FOLDER --model MODEL   # PhraseBank: the same with n-grams beside it
     python benchmarks/labels.py shots --data FOLDER --model MODEL  # ten texts a class, beside frozen features
     python benchmarks/labels.py scope --data FOLDER --model MODEL  # 27 intents held out: are they known as foreign?
     python benchmarks/labels.py abstain --data FOLDER              # over 20 splits: is the promised error kept?
@@ -152,10 +153,17 @@ def full(bench: Bench) -> None:
             found = bench.trained(train, seed, test, pretrained=model, method=method)
             sides.setdefault(method, []).append(of(found)["accuracy"])
     told("Banking77, accuracy, low-rank", sides["lora"], "all weights", sides["full"])
-    source, scores = bench.phrasebank(), []
+
+
+def tone(bench: Bench) -> None:
+    source, sides = bench.phrasebank(), {"with n-grams beside": {"encoder__ngrams": True}, "all weights": {}}
+    found: dict[str, list[float]] = {}
     for seed in range(bench.options.seeds):
-        scores.append(of(bench.trained(source, seed, pretrained=model))["macro_f1"])
-    print(f"PhraseBank, macro F1, all weights: {shown(scores)}")
+        for side, settings in sides.items():
+            run = bench.trained(source, seed, pretrained=bench.options.model, **settings)
+            found.setdefault(side, []).append(of(run)["macro_f1"])
+    beside, alone = found.values()
+    told("PhraseBank, macro F1, n-grams beside a pretrained model", beside, "that model alone", alone)
 
 
 def shots(bench: Bench) -> None:
@@ -227,7 +235,7 @@ def told(what: str, ours: Sequence[float], peer: str, theirs: Sequence[float]) -
 
 
 PARTS: dict[str, Callable[[Bench], None]] = {
-    "bag": bag, "full": full, "shots": shots, "scope": scope, "abstain": abstain,
+    "bag": bag, "full": full, "tone": tone, "shots": shots, "scope": scope, "abstain": abstain,
 }  # fmt: skip
 
 
@@ -240,7 +248,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.data is None:
         parser.error("--data is needed, or FEEDFWD_DATA")
-    if options.model is None and options.part in ("full", "shots", "scope"):
+    if options.model is None and options.part in ("full", "tone", "shots", "scope"):
         parser.error(f"{options.part} needs --model")
     warnings.filterwarnings("ignore", category=FutureWarning)
     with tempfile.TemporaryDirectory() as folder:

@@ -211,6 +211,11 @@ FEW_CLASSES: dict[str, Any] = {  # a linear model of the n-grams (docs/fine-tuni
     "bag.width": 0, "bag.input_dropout": 0.0, "optimizer.ngrams": 1.0,
 }  # fmt: skip
 
+BESIDE: dict[str, Any] = {  # such a one beside a pretrained model, what each is worth weighed on texts held back
+    "encoder.ngrams": True, "data.validation": 0.1, "loss.class_weights": "root",
+}  # fmt: skip
+WEIGHED = 1_000  # texts from which on
+
 PRETRAINED: dict[str, dict[str, Any]] = {  # by method, what every effort starts from
     "full": {"optimizer.lr": 1e-4, "optimizer.head": 10.0, "optimizer.layer_decay": 0.9, "train.batch_size": 32},
     "head": {"optimizer.lr": 0.01, "train.batch_size": 64},
@@ -233,13 +238,19 @@ def preset(config: FinetuneConfig, texts: int, classes: int | None = None) -> Ma
     >>> [preset(FinetuneConfig(source="a.csv"), texts) for texts in (770, 10_000)]
     [{'train.epochs': 12.0, 'train.batch_size': 16}, {'train.epochs': 6.0, 'train.batch_size': 32}]
     """
+    plain = config.bag.model_fields_set.isdisjoint({"width", "hidden", "residual", "norm"})
+    few = classes is not None and classes < DIRECT and plain
     if config.pretrained is None:
         least = BAG_EPOCHS[config.effort]
         often = min(BAG_MOST, max(least, least * BAG_SHOWN // max(1, texts)))
         found = {"train.epochs": float(often), "train.batch_size": 16 if texts < BAG_SHOWN else 32}
-        plain = config.bag.model_fields_set.isdisjoint({"width", "hidden", "residual", "norm"})
-        few = classes is not None and classes < DIRECT and plain and config.distil.teacher is None
-        return found | (FEW_CLASSES | {"train.epochs": float(min(BAG_MOST, 2 * often))} if few else {})
+        if few and config.distil.teacher is None:
+            return found | FEW_CLASSES | {"train.epochs": float(min(BAG_MOST, 2 * often))}
+        return found
     epochs = PRETRAINED_EPOCHS[config.effort] * (HEAD_EPOCHS if config.method == "head" else 1)
     small = OURS if config.method == "full" and (Path(config.pretrained) / "config.toml").is_file() else {}
-    return PRETRAINED[config.method] | small | {"train.epochs": epochs, "loss.class_weights": "none"}
+    found = PRETRAINED[config.method] | small | {"train.epochs": epochs, "loss.class_weights": "none"}
+    best = config.effort == "best" and config.method == "full" and "ngrams" not in config.encoder.model_fields_set
+    if few and texts >= WEIGHED and (config.encoder.ngrams or best):
+        return found | FEW_CLASSES | BESIDE
+    return found
