@@ -208,7 +208,7 @@ BAG_EPOCHS = {"quick": 3, "standard": 6, "best": 8}
 BAG_SHOWN, BAG_MOST = 1_600, 30  # texts below which there are more epochs and smaller batches; epochs at most
 
 FEW_CLASSES: dict[str, Any] = {  # a linear model of the n-grams (docs/fine-tuning.md)
-    "bag.width": 0, "bag.input_dropout": 0.0, "optimizer.ngrams": 1.0,
+    "bag.width": 0, "bag.input_dropout": 0.0, "optimizer.ngrams": 1.0, "loss.class_weights": "balanced",
 }  # fmt: skip
 
 BESIDE: dict[str, Any] = {  # such a one beside a pretrained model, what each is worth weighed on texts held back
