@@ -9,7 +9,9 @@ import polars
 import pytest
 from hub_stand_in import COMMIT, Handler, Hub, serve
 from huggingface_hub import constants
+from typer.testing import CliRunner
 
+from feedfwd.cli import app
 from feedfwd.data.corpus import Corpus
 from feedfwd.data.sources import find
 from feedfwd.data.text_tables import read_table
@@ -86,6 +88,12 @@ def test_labelled_texts_come_from_the_hub_too(hub: Hub) -> None:
     assert read_table("some/texts/labels").labels == ("x", "y")
     assert read_table("some/texts/labels", other=True).texts == ("c",)
     assert read_table("some/texts/labels", other=True).name == "labels"
+
+
+def test_info_tells_what_a_data_set_of_the_hub_holds(hub: Hub) -> None:
+    done = CliRunner().invoke(app, ["info", "some/texts"])
+    assert done.exit_code == 0, done.output
+    assert "2 files, 11 bytes of text as UTF-8" in done.output and "2 files of the hub" in done.output
 
 
 def test_a_path_that_exists_wins(hub: Hub, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from feedfwd.config import FitConfig, overrides, parse
 from feedfwd.config_finetune import FinetuneConfig
 from feedfwd.config_pretrain import PretrainConfig
 from feedfwd.data.documents import form_of
-from feedfwd.data.sources import STDLIB, find, plural, seen_from_here
+from feedfwd.data.sources import HUB_NAME, STDLIB, find, plural, seen_from_here
 from feedfwd.errors import ConfigError, FeedfwdError
 from feedfwd.recipes.console import Terminal
 from feedfwd.recipes.verbs import TASKS
@@ -153,7 +153,8 @@ def show_source(source: str, terminal: Terminal, data_dir: Path | None) -> None:
     try:
         train, test = load(source, data_dir=data_dir)
     except FeedfwdError:
-        if not path.is_dir() or not holds_text(source):
+        hub = HUB_NAME.fullmatch(source) is not None and not path.exists()
+        if not hub and not (path.is_dir() and holds_text(source)):
             raise
         show_text(source, terminal)
         return
