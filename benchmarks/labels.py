@@ -38,6 +38,7 @@ from feedfwd.recipes.labelled import evaluate_labelled
 Labelled = tuple[list[str], list[str]]  # texts and their labels
 HELD_OUT_INTENTS = 27
 SHOTS = 10
+ERROR = 0.1  # that is promised: of 22 % wrong in all, 5 % leave next to nothing to count
 
 
 class Bench:
@@ -208,7 +209,7 @@ def abstain(bench: Bench) -> None:
     """The promise: with the confidence said, at most so many of the answers are wrong."""
     source, passed, gaps, answered = bench.phrasebank(), 0, [], []
     for seed in range(20):
-        found = bench.trained(source, seed).result["judgement"]
+        found = bench.trained(source, seed, decide__error=ERROR).result["judgement"]
         error, seen = found["abstain"]["error"], found["test"]
         allowed = error + 2 * (error * (1 - error) / max(1, seen["answered"])) ** 0.5
         passed += seen["wrong"] > allowed * seen["answered"]

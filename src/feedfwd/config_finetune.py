@@ -207,14 +207,7 @@ DIRECT = 10  # classes from which on n-grams have vectors and not a number for e
 BAG_EPOCHS = {"quick": 3, "standard": 6, "best": 8}
 BAG_SHOWN, BAG_MOST = 1_600, 30  # texts below which there are more epochs and smaller batches; epochs at most
 
-FEW_CLASSES: dict[str, Any] = {  # a linear model of the n-grams (docs/fine-tuning.md)
-    "bag.width": 0, "bag.input_dropout": 0.0, "optimizer.ngrams": 1.0, "loss.class_weights": "balanced",
-}  # fmt: skip
-
-BESIDE: dict[str, Any] = {  # such a one beside a pretrained model, what each is worth weighed on texts held back
-    "encoder.ngrams": True, "data.validation": 0.1, "loss.class_weights": "root",
-}  # fmt: skip
-WEIGHED = 1_000  # texts from which on
+LINEAR: dict[str, Any] = {"bag.width": 0, "bag.input_dropout": 0.0, "optimizer.ngrams": 1.0}  # docs/fine-tuning.md
 
 PRETRAINED: dict[str, dict[str, Any]] = {  # by method, what every effort starts from
     "full": {"optimizer.lr": 1e-4, "optimizer.head": 10.0, "optimizer.layer_decay": 0.9, "train.batch_size": 32},
@@ -245,12 +238,10 @@ def preset(config: FinetuneConfig, texts: int, classes: int | None = None) -> Ma
         often = min(BAG_MOST, max(least, least * BAG_SHOWN // max(1, texts)))
         found = {"train.epochs": float(often), "train.batch_size": 16 if texts < BAG_SHOWN else 32}
         if few and config.distil.teacher is None:
-            return found | FEW_CLASSES | {"train.epochs": float(min(BAG_MOST, 2 * often))}
+            longer = float(min(BAG_MOST, 2 * often))
+            return found | LINEAR | {"train.epochs": longer, "loss.class_weights": "balanced"}
         return found
     epochs = PRETRAINED_EPOCHS[config.effort] * (HEAD_EPOCHS if config.method == "head" else 1)
     small = OURS if config.method == "full" and (Path(config.pretrained) / "config.toml").is_file() else {}
     found = PRETRAINED[config.method] | small | {"train.epochs": epochs, "loss.class_weights": "none"}
-    best = config.effort == "best" and config.method == "full" and "ngrams" not in config.encoder.model_fields_set
-    if few and texts >= WEIGHED and (config.encoder.ngrams or best):
-        return found | FEW_CLASSES | BESIDE
-    return found
+    return found | LINEAR if few and config.encoder.ngrams else found

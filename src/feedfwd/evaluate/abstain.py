@@ -19,7 +19,7 @@ from feedfwd.evaluate.arrays import Floats
 Right = npt.NDArray[np.bool_]
 
 CURVE_POINTS = 200
-STARTS = 2  # coverages from which the threshold is lowered; the level is shared among them
+STARTS = (0.0, 1 / 8, 1 / 4, 1 / 2)  # coverages from which the threshold is lowered; the level is shared among them
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +67,9 @@ def abstain_threshold(
 
     Thresholds are tried from high to low at every 1/`steps` of coverage; each is tested with the exact binomial
     p-value of its mistakes, and the walk ends at the first that fails, so that no correction for many tests is due
-    (fixed-sequence testing). Two walks begin at the surest and in the middle and share 1 − `level` among them: a
-    mistake among the surest few, from which nothing can be concluded, ends one walk only. The held-out examples must
-    not have been trained on. Where no threshold can keep the promise, `threshold` lies above 1.
+    (fixed-sequence testing). Four walks begin at the surest and at an eighth, a quarter and half of the coverage and
+    share 1 − `level` among them: a mistake among the surest few, from which nothing can be concluded, ends one walk
+    only. The held-out examples must not have been trained on. Where no threshold can keep the promise, `threshold` lies above 1.
 
     >>> rng = np.random.default_rng(0)
     >>> confidence = rng.uniform(0.5, 1, 2000)
@@ -85,11 +85,11 @@ def abstain_threshold(
     answered_K, wrong_K, threshold_K = _by_threshold(confidence_N, right_N)
     # Which thresholds are tested must not depend on the answers: the examples' confidences alone decide.
     tested = np.unique(np.searchsorted(answered_K, np.arange(1, steps + 1) * n / steps).clip(max=len(answered_K) - 1))
-    passes = binom.cdf(wrong_K[tested], answered_K[tested], error) <= (1 - level) / STARTS
-    enough = ceil(log((1 - level) / STARTS) / log(1 - error))  # fewer prove nothing even without a mistake
+    passes = binom.cdf(wrong_K[tested], answered_K[tested], error) <= (1 - level) / len(STARTS)
+    enough = ceil(log((1 - level) / len(STARTS)) / log(1 - error))  # fewer prove nothing even without a mistake
     reached = []
-    for start in range(STARTS):
-        first = int(np.searchsorted(answered_K[tested], max(enough, start * n / STARTS)))
+    for start in STARTS:
+        first = int(np.searchsorted(answered_K[tested], max(enough, start * n)))
         walk = passes[first:]
         if held := len(walk) if walk.all() else int(walk.argmin()):
             reached.append(first + held - 1)

@@ -224,10 +224,7 @@ def prepare_texts(config: FinetuneConfig, *, resolved: bool = False) -> Prepared
     train, validation, test, goal, columns, notes = parts(config)
     if not resolved:
         classes = len(goal.classes) if goal.kind == "label" else None
-        asked = config.data.validation
         config = config.over(preset(config, len(train[1]), classes))
-        if config.data.validation != asked:
-            train, validation, test, goal, columns, notes = parts(config)
     device = usable_device(config.train.device)
     torch.manual_seed(config.seed)
     pretrained = None
