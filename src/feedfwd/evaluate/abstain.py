@@ -69,7 +69,8 @@ def abstain_threshold(
     p-value of its mistakes, and the walk ends at the first that fails, so that no correction for many tests is due
     (fixed-sequence testing). Four walks begin at the surest and at an eighth, a quarter and half of the coverage and
     share 1 − `level` among them: a mistake among the surest few, from which nothing can be concluded, ends one walk
-    only. The held-out examples must not have been trained on. Where no threshold can keep the promise, `threshold` lies above 1.
+    only. The held-out examples must not have been trained on. Where no threshold can keep the promise, `threshold` lies
+    above 1.
 
     >>> rng = np.random.default_rng(0)
     >>> confidence = rng.uniform(0.5, 1, 2000)
