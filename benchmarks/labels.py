@@ -157,7 +157,8 @@ def full(bench: Bench) -> None:
 
 
 def tone(bench: Bench) -> None:
-    source, sides = bench.phrasebank(), {"with n-grams beside": {"encoder__ngrams": True}, "all weights": {}}
+    weighed = {"encoder__ngrams": True, "data__validation": 0.1, "loss__class_weights": "root"}
+    source, sides = bench.phrasebank(), {"with n-grams beside": weighed, "all weights": {}}
     found: dict[str, list[float]] = {}
     for seed in range(bench.options.seeds):
         for side, settings in sides.items():

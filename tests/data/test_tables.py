@@ -11,6 +11,7 @@ import torch
 from feedfwd.data.columns import typed
 from feedfwd.data.split import split, split_by
 from feedfwd.data.table_checks import leaks, shared_rows
+from feedfwd.data.table_files import read_rows
 from feedfwd.data.table_preprocess import ABSENT, UNKNOWN, TablePreprocessor, drift, from_json
 from feedfwd.data.tables import TableData, load_table
 from feedfwd.errors import DataError
@@ -114,6 +115,8 @@ def test_titles_notes_and_empty_sheets_of_excel_are_passed_over(tmp_path: Path) 
     assert len(data) == 9 and data.kinds == {"n": "number", "c": "category"}
     assert any("'rows' is read, not 'empty', 'about'" in note for note in data.notes)
     assert any("stand in row 3 of 'rows'" in note for note in data.notes)
+    alone = workbook(tmp_path / "one.xlsx", {"empty": [], "n": [["n"], *([i / 7] for i in range(9))]})
+    assert read_rows(alone).frame.columns == ["n"] and len(read_rows(alone).frame) == 9  # as `predict` may be given
 
 
 def test_the_adult_file_needs_no_options(shared_data: Path) -> None:

@@ -48,6 +48,14 @@ def test_one_mistake_of_the_surest_does_not_end_it():
     assert abstain_threshold(confidence, right, error=0.05).coverage == 1
 
 
+def test_mistakes_of_the_surest_and_of_the_doubtful_half_leave_what_lies_between():
+    confidence = np.linspace(1, 0.5, 2000)
+    right = np.ones(2000, bool)
+    right[:3], right[900:] = False, np.arange(1100) % 2 == 0  # 3 of 80 don't pass 5 %, nor do half of the last 1,100
+    found = abstain_threshold(confidence, right, error=0.05)
+    assert 0.4 < found.coverage < 0.5 and found.wrong < 0.05
+
+
 def test_nothing_is_answered_where_nothing_can_be_promised():
     found = abstain_threshold(np.full(40, 0.99), np.ones(40, bool), error=0.05)
     assert not found.possible and found.threshold > 1  # 40 right answers don't prove 95 %

@@ -21,7 +21,7 @@ from feedfwd.recipes.apply import evaluate_run
 from feedfwd.recipes.console import Silent
 from feedfwd.recipes.explain import Memory, _left_out, explain, explain_run
 from feedfwd.recipes.held_out import folds
-from feedfwd.recipes.judge import OUTSIDE, UNSURE, Answers, Judgement, fit, judged, lines
+from feedfwd.recipes.judge import OUTSIDE, UNSURE, Answers, Judgement, fit, judged, lines, together
 from feedfwd.recipes.outside import area_under
 
 CLASSES = ("a", "b", "c", "d")
@@ -251,6 +251,13 @@ def test_evaluate_tells_whether_the_promises_held(
     main_or_exit()
     said = capsys.readouterr().out
     assert "answers 66.7% of these texts, 50.0% of these wrong" in said and "33.3% of these texts" in said
+
+
+def test_the_energy_decides_only_without_nearness_or_of_several_labels() -> None:
+    scores = {name: np.zeros(2) for name in ("probability", "energy", "neighbours")}
+    assert list(together(scores)) == ["probability", "neighbours"]
+    assert list(together(scores, several=True)) == list(scores)
+    assert list(together({name: scores[name] for name in ("probability", "energy")})) == ["probability", "energy"]
 
 
 def test_texts_of_no_class_are_told_from_others(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -256,7 +256,7 @@ def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _sheet(path: Path, notes: list[str]) -> "polars.DataFrame":
-
+    """The first sheet that holds a table, of more than one column where there is such a one."""
     try:
         import fastexcel
     except ImportError:
@@ -267,10 +267,10 @@ def _sheet(path: Path, notes: list[str]) -> "polars.DataFrame":
         book = fastexcel.read_excel(path)
         names = book.sheet_names
         tops = {name: book.load_sheet(name, header_row=None, n_rows=LOOKED_AT).to_polars().rows() for name in names}
-        tables = {name: start for name, top in tops.items() if (start := _header(top)) is not None}
+        tables = [(name, start) for name, top in tops.items() if (start := _header(top)) is not None]
         if not tables:
             raise DataError(f"{path} has no sheet with a line of names and rows below it", hint="save it as .csv")
-        name, start = next(iter(tables.items()))
+        name, start = next((table for table in tables if len(tops[table[0]][0]) > 1), tables[0])
         if len(names) > 1:
             others = [other for other in names if other != name]
             said = f"of its {len(names)} sheets {name!r} is read, not {', '.join(map(repr, others[:5]))}"
@@ -284,12 +284,11 @@ def _sheet(path: Path, notes: list[str]) -> "polars.DataFrame":
 
 
 def _header(rows: Sequence[tuple[Any, ...]]) -> int | None:
-    """The first row of a sheet that fills half as many cells as the fullest; None where no row follows
-    it, or where all stand in one column: a note.
+    """The first row of a sheet that fills more than half as many cells as the fullest; None where no row follows it.
 
     >>> _header([("Customers of 2024", None, None), (None, None, None), ("age", "city", "buys"), (40, "Oslo", 1)])
     2
     """
     filled = [sum(cell is not None for cell in row) for row in rows]
     start = next((i for i, n in enumerate(filled) if 2 * n > max(filled)), None)
-    return None if start is None or start + 1 == len(rows) or max(filled) < 2 else start
+    return None if start is None or start + 1 == len(rows) else start

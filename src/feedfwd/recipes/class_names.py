@@ -8,6 +8,8 @@ import torch
 
 from feedfwd.data.dataset import Dataset
 from feedfwd.data.ngrams import is_unspaced
+from feedfwd.errors import ConfigError
+from feedfwd.recipes.goals import Goal
 
 LETTERS = 3  # that a word of a name has at least
 APART = re.compile(r"[\W_]+")
@@ -35,6 +37,21 @@ def names_of(classes: Sequence[str]) -> list[str]:
     texts = [text for text in found if text is not None]
     bare = {re.sub(r"\d+", "", text).strip().casefold() for text in texts}
     return texts if len(bare) == len(found) else []
+
+
+def names_read(asked: bool | None, goal: Goal, few: bool) -> list[str]:
+    """Those that are texts: where it is `asked` for, or nothing is said and texts are `few`."""
+    if goal.kind != "label":
+        if asked:
+            raise ConfigError("data.names is for texts of one label each", hint="leave it out")
+        return []
+    if asked is False or (asked is None and not few):
+        return []
+    names = names_of(goal.classes)
+    if asked and not names:
+        what = f"data.names: some of the classes' names say nothing, or the same: {', '.join(goal.classes[:5])}"
+        raise ConfigError(what, hint="leave it out, or give the classes names in words")
+    return names
 
 
 def with_names(texts: tuple[str, ...], data: Dataset, names: Sequence[str]) -> tuple[tuple[str, ...], Dataset]:

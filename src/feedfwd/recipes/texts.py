@@ -22,7 +22,7 @@ from feedfwd.models.bag import Bag
 from feedfwd.models.encoder import Encoder
 from feedfwd.models.tabular import per_member
 from feedfwd.recipes.adapters import adapted
-from feedfwd.recipes.class_names import names_of, with_names
+from feedfwd.recipes.class_names import names_read, with_names
 from feedfwd.recipes.classifier import (
     BagReader,
     Network,
@@ -242,7 +242,7 @@ def prepare_texts(config: FinetuneConfig, *, resolved: bool = False) -> Prepared
     def part(texts: tuple[str, ...], data: Dataset) -> TextPart:
         return TextPart(data, texts, classifier.rows(texts))
 
-    names = _names(config, goal, pretrained, train[1])
+    names = names_read(config.data.names, goal, few_texts(config, goal, pretrained, len(train[1])))
     if names:
         train = with_names(*train, names)
         notes.append(
@@ -339,22 +339,6 @@ def few_texts(config: FinetuneConfig, goal: Goal, pretrained: Pretrained | None,
     """Whether there are so few that a class's mean and name count; of a run of ours it wasn't measured."""
     others = pretrained is not None and bool(pretrained.family)
     return others and config.method == "full" and texts <= FEW * goal.outputs
-
-
-def _names(config: FinetuneConfig, goal: Goal, pretrained: Pretrained | None, train: Dataset) -> list[str]:
-    """The classes' names, where they are to be read as texts."""
-    asked = config.data.names
-    if goal.kind != "label":
-        if asked:
-            raise ConfigError("data.names is for texts of one label each", hint="leave it out")
-        return []
-    if asked is None and not few_texts(config, goal, pretrained, len(train)):
-        return []
-    names = names_of(goal.classes) if asked is None or asked else []
-    if asked and not names:
-        what = f"data.names: some of the classes' names say nothing, or the same: {', '.join(goal.classes[:5])}"
-        raise ConfigError(what, hint="leave it out, or give the classes names in words")
-    return names
 
 
 Texts = tuple[tuple[str, ...], Dataset]
