@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,10 @@ from hypothesis import settings
 # Networks here are tiny: one thread is fastest, and what a second one would wait for is another worker's test. Read
 # when torch is imported, and inherited by the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Numbers are compared to the bit and to what is said of a CPU: a GPU is for `pytest tests/test_gpu.py` alone.
+if "PYTEST_XDIST_WORKER" not in os.environ and not any("test_gpu" in argument for argument in sys.argv):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 # The same examples on every run, so that no change is blamed for chance; HYPOTHESIS_PROFILE=search looks further.
 settings.register_profile("fixed", derandomize=True)

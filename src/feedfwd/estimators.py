@@ -31,7 +31,7 @@ from feedfwd.data.tables import read_columns, read_inputs
 from feedfwd.errors import RunError
 from feedfwd.models.tabular import per_member
 from feedfwd.recipes.predictor import Predictor, build_model, read_preprocess
-from feedfwd.recipes.prepare import loss_of, optimizer_for
+from feedfwd.recipes.prepare import loss_of, optimizer_for, usable_device
 from feedfwd.recipes.presets import Facts, over_preset
 from feedfwd.train.averaging import EMA
 from feedfwd.train.early_stopping import EarlyStopping
@@ -128,7 +128,10 @@ class _FeedForward(BaseEstimator):
                 )
             x, t = self.preprocess_.encode(frame), self._standardised(codes)
             w = torch.from_numpy(weights.astype(np.float32))
-            batches = TensorBatches(x[rows], t[rows], config.train.batch_size, seed=config.seed, weights=w[rows])
+            device = self._move(usable_device(config.train.device))
+            batches = TensorBatches(
+                x[rows], t[rows], config.train.batch_size, seed=config.seed, weights=w[rows], device=device
+            )
             per_epoch = batches.batches_per_epoch / config.train.accumulate
             steps, per_look = max(1, round(config.train.epochs * per_epoch)), max(1, round(per_epoch))
             schedule = build_schedule(total=steps, **config.schedule.model_dump())
@@ -146,7 +149,8 @@ class _FeedForward(BaseEstimator):
                     continue
                 if held is not None:
                     with nullcontext() if averages is None else averages.swapped():
-                        if stopping.update(step.n, self._held_loss(loss, x[held], t[held], w[held])):
+                        looked = (part[held].to(device) for part in (x, t, w))
+                        if stopping.update(step.n, self._held_loss(loss, *looked)):
                             best = {name: value.clone() for name, value in self.model_.state_dict().items()}
                     if stopping.stop:
                         break
@@ -154,6 +158,7 @@ class _FeedForward(BaseEstimator):
                 best = {name: value for name, value in averages.state_dict().items() if name != "updates"}
             if best:
                 self.model_.load_state_dict(best, strict=averages is None)
+        self._move(torch.device("cpu"))
         self.loss_curve_ = [float(np.mean(losses[i : i + per_look])) for i in range(0, len(losses), per_look)]
         self.n_iter_ = len(self.loss_curve_)
         self.model_.eval()
@@ -172,10 +177,12 @@ class _FeedForward(BaseEstimator):
             w = torch.from_numpy(weights.astype(np.float32))[rows]
             if len(rows):
                 seed = self.config_.seed + self.n_iter_
-                batches = TensorBatches(x, t, self.config_.train.batch_size, seed=seed, weights=w)
+                device = self._move(usable_device(self.config_.train.device))
+                batches = TensorBatches(x, t, self.config_.train.batch_size, seed=seed, weights=w, device=device)
                 steps = batches.batches_per_epoch
                 passed = train(self.model_, batches, self._loss(t), self._optimizer, steps=steps)
                 self.loss_curve_.append(float(np.mean([float(step.loss) for step in passed])))
+                self._move(torch.device("cpu"))
         self.n_iter_ += 1
         self.model_.eval()
         return self
@@ -237,6 +244,13 @@ class _FeedForward(BaseEstimator):
         assert rate is not None, "the presets of tables give a rate"
         self._optimizer = optimizer_for(self.model_, self.config_, rate)
         return self.config_
+
+    def _move(self, device: torch.device) -> torch.device:
+        """Network and optimizer to where they train, or back: what is fitted lies on the CPU, for anyone to load."""
+        if next(self.model_.parameters()).device != device:
+            self.model_.to(device)
+            self._optimizer.load_state_dict(self._optimizer.state_dict())  # which brings it to its parameters
+        return device
 
     def _standardised(self, codes: np.ndarray) -> Tensor:
         t = torch.tensor(codes)

@@ -111,3 +111,5 @@ def test_watch_off_the_cpu_reads_several_at_once_and_names_the_first() -> None:
     found = [watch.bad(n, bad if n in (5, 6) else fine, [parameter], None, last=False) for n in range(8)]
     assert found == [None] * 7 + [5]
     assert watch.bad(8, bad, [parameter], None, last=True) == 8
+    rows = torch.sparse_coo_tensor([[0, 0]], [1.0, math.nan], (2,), check_invariants=True)
+    assert watch.bad(9, fine, [rows], None, last=True) == 9

@@ -22,6 +22,10 @@ class Batch:
     targets: Tensor
     weights: Tensor | None = None
 
+    def to(self, device: torch.device | str) -> "Batch":
+        weights = None if self.weights is None else self.weights.to(device)
+        return Batch(self.inputs.to(device), self.targets.to(device), weights)
+
 
 Transform = Callable[[Batch, torch.Generator], Batch]
 

@@ -111,14 +111,23 @@ class ChatBatches(Iterator[Batch]):
     `packing` lets them share rows; without it a batch's are of about one length, since each has a row of its own.
     """
 
-    def __init__(self, rows: Conversations, batch_size: int, *, seed: int = 0, packing: bool = False) -> None:
+    def __init__(
+        self,
+        rows: Conversations,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        packing: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
         places = torch.arange(len(rows))
-        self.rows, self.packing = rows, packing
+        self.rows, self.packing, self.device = rows, packing, device
         self.places = RaggedBatches(rows.inputs, places, batch_size, seed=seed, alike=not packing)
 
     def __next__(self) -> Batch:
         chosen = next(self.places).targets
-        return self.rows.packed(chosen) if self.packing else self.rows.batch(chosen)
+        batch = self.rows.packed(chosen) if self.packing else self.rows.batch(chosen)
+        return batch.to(self.device)
 
     def state_dict(self) -> dict[str, int]:
         return self.places.state_dict()

@@ -76,20 +76,30 @@ class RaggedBatches(Iterator[Batch]):
     """An endless stream of shuffled batches of padded rows (B, L), each example once an epoch.
 
     The order of an epoch is drawn from (seed, epoch). With `alike`, rows of about one length share a batch: the
-    shuffled rows of `ALIKE` batches are sorted by length, and the batches are shuffled again.
+    shuffled rows of `ALIKE` batches are sorted by length, and the batches are shuffled again. Rows and targets stay on
+    the CPU, a batch is brought to `device`.
 
     >>> stream = RaggedBatches(Ragged(torch.arange(6), torch.tensor([1, 2, 3])), torch.arange(3), batch_size=2)
     >>> [len(next(stream).targets) for _ in range(3)], stream.state_dict()
     ([2, 1, 2], {'seed': 0, 'epoch': 1, 'position': 1})
     """
 
-    def __init__(self, rows: Ragged, targets: Tensor, batch_size: int, *, seed: int = 0, alike: bool = False) -> None:
+    def __init__(
+        self,
+        rows: Ragged,
+        targets: Tensor,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        alike: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
         if len(rows) != len(targets):
             raise DataError(f"{len(rows)} rows but {len(targets)} targets", hint="each example needs one of both")
         if not len(rows):
             raise DataError("no examples to make batches of", hint="check the data source and the split")
         self.rows, self.targets, self.batch_size, self.alike = rows, targets, min(batch_size, len(rows)), alike
-        self.batches_per_epoch = -(-len(rows) // self.batch_size)
+        self.batches_per_epoch, self.device = -(-len(rows) // self.batch_size), device
         self.seed, self.epoch, self.position = seed, 0, 0
         self._order: list[Tensor] | None = None
 
@@ -100,7 +110,7 @@ class RaggedBatches(Iterator[Batch]):
             self._order = self._batches()
         chosen = self._order[self.position]
         self.position += 1
-        return Batch(self.rows.padded(chosen), self.targets[chosen])
+        return Batch(self.rows.padded(chosen).to(self.device), self.targets[chosen].to(self.device))
 
     def _batches(self) -> list[Tensor]:
         generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch))

@@ -116,7 +116,7 @@ class Encoder(nn.Module):
         """
         from scipy.optimize import minimize
 
-        z, t = both_B2O.double(), targets.long()
+        z, t = both_B2O.double().cpu(), targets.long().cpu()
 
         def loss(weights: Any) -> float:
             mixed = torch.einsum("bmo,m->bo", z, torch.as_tensor(weights, dtype=torch.float64))

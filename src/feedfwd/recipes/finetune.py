@@ -224,7 +224,7 @@ class Finetuning(Training):
             return
         assert isinstance(p.model, Encoder)
         both = torch.stack(p.classifier.apart(p.validation.rows), 1)
-        p.model.mix_by(both.to(p.device), p.validation.data.targets.to(p.device))
+        p.model.mix_by(both, p.validation.data.targets)
         network, bag = p.model.mix.tolist()
         self.listener.say(
             f"by {len(p.validation):,} texts held back the model's outputs count {network:.2f} times, "

@@ -70,7 +70,7 @@ class PreparedChats:
 
     def batches(self) -> ChatBatches:
         c = self.config
-        return ChatBatches(self.train, c.train.batch_size, seed=c.seed, packing=c.chat.packing)
+        return ChatBatches(self.train, c.train.batch_size, seed=c.seed, packing=c.chat.packing, device=self.device)
 
     def optimizer(self) -> Optimizer:
         return build_optimizer(self.model, **self.config.optimizer.model_dump())

@@ -129,11 +129,11 @@ class Predictor:
 
     def outputs(self, x: Tensor) -> Tensor:
         """The network's outputs (N, O) for transformed inputs (N, D), in evaluation mode, chunk by chunk."""
-        training = self.model.training
+        training, device = self.model.training, self._device()
         self.model.eval()
         try:
             with torch.inference_mode():
-                out = [self.model(x[i : i + CHUNK]) for i in range(0, len(x), CHUNK)]
+                out = [self.model(x[i : i + CHUNK].to(device)) for i in range(0, len(x), CHUNK)]
                 return torch.cat(out).float() if out else x.new_zeros(0, self.model.sizes[-1])
         finally:
             self.model.train(training)

@@ -123,16 +123,16 @@ class PreparedTexts:
         return {name: part for name, part in found.items() if part is not None}
 
     def batches(self) -> Batches:
-        c, targets = self.config, self.train.data.targets.to(self.device)
+        c, targets = self.config, self.train.data.targets
         if self.features is not None:
-            return TensorBatches(self.features, targets, c.train.batch_size, seed=c.seed, drop_last=False)
+            return TensorBatches(
+                self.features, targets.to(self.device), c.train.batch_size, seed=c.seed, drop_last=False
+            )
         rows = self.train.rows
         if self.taught is not None:
             rows, targets = self.taught.examples(rows, self.train.data)
-            targets = targets.to(self.device)
-        rows = Ragged(rows.values.to(self.device), rows.lengths.to(self.device))
         alike = isinstance(self.model, Encoder)  # where a place filled up costs as much as a token
-        return RaggedBatches(rows, targets, c.train.batch_size, seed=c.seed, alike=alike)
+        return RaggedBatches(rows, targets, c.train.batch_size, seed=c.seed, alike=alike, device=self.device)
 
     def optimizer(self, model: nn.Module) -> RowAdam:
         o = self.config.optimizer

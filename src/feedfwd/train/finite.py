@@ -44,7 +44,9 @@ class Watch:
                 looked = gradients if due else [p.grad for p in self.small if p.grad is not None]
                 signal += sum([g.sum().item() for g in looked])
             return None if math.isfinite(signal) else n
-        self.unread.append((n, value + (global_norm(gradients) if norm is None else norm)))
+        if norm is None:  # of rows looked up several times each part's: finite where their sum is
+            norm = global_norm([g._values() if g.is_sparse else g for g in gradients])
+        self.unread.append((n, value + norm))
         if not due:
             return None
         finite = torch.stack([signal for _, signal in self.unread]).isfinite().tolist()
