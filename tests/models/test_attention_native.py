@@ -59,6 +59,22 @@ def test_it_is_the_formula(size: tuple[int, int, int, int], sight: Sight, dtype:
         assert torch.equal(torch.cat(torch.autograd.grad(again, parts, dy), 2), gradient)
 
 
+@pytest.mark.skipif(not torch.cpu._is_amx_tile_supported(), reason="this CPU has no tiles")
+@pytest.mark.parametrize("size", [(2, 150, 2, 64), (1, 77, 3, 48), (3, 33, 2, 32), (2, 20, 2, 20)])
+def test_tiles_and_vectors_agree(size: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    B, T, H, D = size
+    x, dy = torch.randn(B, T, 3 * H, D).bfloat16().requires_grad_(), torch.randn(B, T, H * D).bfloat16()
+    found = []
+    for tiles in (True, False):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda tiles=tiles: tiles)
+        attention_native._compiled.cache_clear()
+        y = attend_at_once([x], H, H, None, Sight(causal=True))
+        found.append((y, *torch.autograd.grad(y, x, dy)))
+    attention_native._compiled.cache_clear()
+    for ours, theirs in zip(*found, strict=True):
+        assert of_error(ours, theirs) < 5e-3
+
+
 @pytest.mark.parametrize("dtype", NUMBERS, ids=str)
 def test_it_is_as_near_as_torchs_operations_and_threads_change_no_bit(dtype: torch.dtype) -> None:
     T, H, D = 512, 6, 64

@@ -6,7 +6,11 @@
    Queries (B, T, H, D), keys and values (B, T, K, D), y (B, T, H, D), lse (B, H, T). cos, sin (T, D/2) or null. documents (B, T) or null. */
 #include "lanes.c"
 
-#define BLOCK 48   /* rows worked on at a time: a multiple of the six that stay in registers, and of PAIR */
+#ifdef AMX
+#define BLOCK 64 /* rows worked on at a time: a multiple of what tiles and their depth take, */
+#else
+#define BLOCK 48 /* or of the six that stay in registers, and of PAIR */
+#endif
 #define KEYS 512   /* of the forward, and */
 #define QUERIES 128 /* of the backward that they meet at a time; multiples of PANEL */
 
@@ -246,23 +250,25 @@ static int backward_head(const task *t, long row, long kv_head, const num *y, co
 int forward(const task *t, num *y, float *lse) {
   int failed = 0;
   const long jobs = t->rows * t->heads;
-  if (t->threads < 2) {
+#pragma omp parallel num_threads(t->threads) reduction(+ : failed) if (t->threads > 1)
+  {
+    begin_products();
+#pragma omp for schedule(dynamic)
     for (long i = 0; i < jobs; i++) failed += forward_head(t, i / t->heads, i % t->heads, y, lse);
-    return failed;
+    end_products();
   }
-#pragma omp parallel for schedule(dynamic) num_threads(t->threads) reduction(+ : failed)
-  for (long i = 0; i < jobs; i++) failed += forward_head(t, i / t->heads, i % t->heads, y, lse);
   return failed;
 }
 
 int backward(const task *t, const num *y, const float *lse, const num *dy) {
   int failed = 0;
   const long jobs = t->rows * t->kv_heads;
-  if (t->threads < 2) {
+#pragma omp parallel num_threads(t->threads) reduction(+ : failed) if (t->threads > 1)
+  {
+    begin_products();
+#pragma omp for schedule(dynamic)
     for (long i = 0; i < jobs; i++) failed += backward_head(t, i / t->kv_heads, i % t->kv_heads, y, lse, dy);
-    return failed;
+    end_products();
   }
-#pragma omp parallel for schedule(dynamic) num_threads(t->threads) reduction(+ : failed)
-  for (long i = 0; i < jobs; i++) failed += backward_head(t, i / t->kv_heads, i % t->kv_heads, y, lse, dy);
   return failed;
 }

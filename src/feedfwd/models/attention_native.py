@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from feedfwd.ffn.kernels import pages, plan
 from feedfwd.ffn.kernels.compiler import library
-from feedfwd.ffn.kernels.native import products
+from feedfwd.ffn.kernels.native import products, tiles
 from feedfwd.models.attention import Sight, formula
 from feedfwd.models.positions import rotate_plain
 
@@ -88,7 +88,10 @@ def _compiled(dtype: torch.dtype) -> tuple[ctypes.CDLL | None, str]:
     definitions, reason = products(dtype)
     if reason:
         return None, reason
-    found, reason = library(Path(__file__).with_name("attention.c"), definitions)
+    source, faster = Path(__file__).with_name("attention.c"), tiles(dtype)
+    found, reason = library(source, (*definitions, *faster))
+    if found is None and faster:  # an older compiler doesn't know them
+        found, reason = library(source, definitions)
     if found is not None:
         found.forward.argtypes = (ctypes.c_void_p,) * 3
         found.backward.argtypes = (ctypes.c_void_p,) * 4

@@ -130,9 +130,7 @@ INLINE void rows_of(const int vectors, long m, long k, const num *a, long lda, c
   if (m) tile(1, vectors, k, a, lda, b, c, ldc, add);
 }
 
-/* A (m, k) times one panel of B, so many words wide. k is a multiple of PAIR. */
-static __attribute__((noinline)) void panel(long m, long k, const num *a, long lda, const word *b, long width, float *c,
-                                            long ldc, int add) {
+INLINE void by_vectors(long m, long k, const num *a, long lda, const word *b, long width, float *c, long ldc, int add) {
   switch (width / LANES) {
 #if LANES == 16
     case 4: rows_of(4, m, k, a, lda, b, c, ldc, add); break;
@@ -141,6 +139,90 @@ static __attribute__((noinline)) void panel(long m, long k, const num *a, long l
     case 2: rows_of(2, m, k, a, lda, b, c, ldc, add); break;
     default: rows_of(1, m, k, a, lda, b, c, ldc, add);
   }
+}
+
+#ifdef AMX /* the same in tiles of 16 rows, 32 numbers deep: B's words lie as a tile wants them */
+#define SIDE 16
+#define DEPTH 32
+/* The intrinsics don't tell the compiler that they read and write memory. */
+#define TOUCH __asm__ volatile("" ::: "memory")
+
+/* A thread's tiles, to be set up before its first product and given back after its last. */
+INLINE void begin_products(void) {
+  static const struct {
+    uint8_t palette, start, reserved[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+  } shape __attribute__((aligned(64))) = {
+      1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+  TOUCH;
+  _tile_loadconfig(&shape);
+}
+INLINE void end_products(void) { _tile_release(); }
+
+INLINE void tiles(const int down, const int across, long k, const num *a, long lda, const word *b, long width, float *c,
+                  long ldc, int add) {
+  if (add) {
+    _tile_loadd(0, c, 4 * ldc);
+    if (across > 1) _tile_loadd(1, c + SIDE, 4 * ldc);
+    if (down > 1) _tile_loadd(2, c + SIDE * ldc, 4 * ldc);
+    if (down > 1 && across > 1) _tile_loadd(3, c + SIDE * ldc + SIDE, 4 * ldc);
+  } else {
+    _tile_zero(0);
+    if (across > 1) _tile_zero(1);
+    if (down > 1) _tile_zero(2);
+    if (down > 1 && across > 1) _tile_zero(3);
+  }
+  for (long p = 0; p < k; p += DEPTH, b += DEPTH / PAIR * width) {
+    _tile_loadd(4, a + p, sizeof(num) * lda);
+    _tile_loadd(6, b, 4 * width);
+    _tile_dpbf16ps(0, 4, 6);
+    if (across > 1) {
+      _tile_loadd(7, b + SIDE, 4 * width);
+      _tile_dpbf16ps(1, 4, 7);
+    }
+    if (down > 1) {
+      _tile_loadd(5, a + SIDE * lda + p, sizeof(num) * lda);
+      _tile_dpbf16ps(2, 5, 6);
+    }
+    if (down > 1 && across > 1) _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_stored(0, c, 4 * ldc);
+  if (across > 1) _tile_stored(1, c + SIDE, 4 * ldc);
+  if (down > 1) _tile_stored(2, c + SIDE * ldc, 4 * ldc);
+  if (down > 1 && across > 1) _tile_stored(3, c + SIDE * ldc + SIDE, 4 * ldc);
+}
+
+INLINE void by_tiles(long m, long k, const num *a, long lda, const word *b, long width, float *c, long ldc, int add) {
+  TOUCH;
+  for (long i = 0; i < m; i += 2 * SIDE)
+    for (long j = 0; j < width; j += 2 * SIDE) {
+      const num *left = a + i * lda;
+      float *out = c + i * ldc + j;
+      if (m - i > SIDE && width - j > SIDE) tiles(2, 2, k, left, lda, b + j, width, out, ldc, add);
+      else if (m - i > SIDE) tiles(2, 1, k, left, lda, b + j, width, out, ldc, add);
+      else if (width - j > SIDE) tiles(1, 2, k, left, lda, b + j, width, out, ldc, add);
+      else tiles(1, 1, k, left, lda, b + j, width, out, ldc, add);
+    }
+  TOUCH;
+}
+#else
+INLINE void begin_products(void) {}
+INLINE void end_products(void) {}
+#endif
+
+/* A (m, k) times one panel of B, so many words wide. k is a multiple of PAIR. Between begin_products and end_products. */
+static __attribute__((noinline)) void panel(long m, long k, const num *a, long lda, const word *b, long width, float *c,
+                                            long ldc, int add) {
+#ifdef AMX
+  const long down = m / SIDE * SIDE, deep = k / DEPTH * DEPTH;
+  if (down && deep) {
+    by_tiles(down, deep, a, lda, b, width, c, ldc, add);
+    if (k > deep) by_vectors(down, k - deep, a + deep, lda, b + deep / PAIR * width, width, c, ldc, 1);
+    m -= down, a += down * lda, c += down * ldc;
+  }
+#endif
+  if (m) by_vectors(m, k, a, lda, b, width, c, ldc, add);
 }
 
 /* B = Xᵀ for X (n, k), k a multiple of PAIR: words are taken as they lie. */

@@ -93,3 +93,10 @@ def products(dtype: torch.dtype) -> tuple[tuple[str, ...], str]:
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.cpu._is_avx512_bf16_supported():
         return (), "this CPU has no bf16 products that C could use"
     return ("-DBF16", "-mavx512bf16"), ""
+
+
+def tiles(dtype: torch.dtype) -> tuple[str, ...]:
+    """Further options where the processor multiplies whole tiles of bf16 (AMX), and lets this process."""
+    if dtype != torch.bfloat16 or not torch.cpu._is_amx_tile_supported() or not torch.cpu._init_amx():
+        return ()
+    return "-DAMX", "-mamx-tile", "-mamx-bf16"
