@@ -129,6 +129,12 @@ CASES: list[tuple[str, Make, str]] = [
         *FROM, "--method", "lora", "--set", "encoder.frozen_embeddings=true"
     ), "leave it out"),
     ("an unknown pooling", given(*FROM, "--set", "encoder.pooling=max"), "encoder.pooling"),
+    ("hidden tokens without a mask token", given(*FROM, "--set", "encoder.masked=0.1"), "has no mask token"),
+    ("hidden tokens of a frozen model", given(
+        *FROM, "--method", "head", "--set", "encoder.masked=0.1"
+    ), "a pretrained model that learns"),
+    ("hidden tokens of a bag", given("t.jsonl", "--set", "encoder.masked=0.1"), "a pretrained model that learns"),
+    ("all tokens hidden", given(*FROM, "--set", "encoder.masked=1"), "encoder.masked"),
     ("rows too short", given(*FROM, "--set", "encoder.longest=2"), "encoder.longest"),
     ("a layer decay of 0", given(*FROM, "--set", "optimizer.layer_decay=0"), "layer_decay"),
     # texts and targets

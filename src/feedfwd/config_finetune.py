@@ -85,6 +85,7 @@ class ReadingConfig(EncoderConfig):
     start: Literal["auto", "random", "means"] = Field(
         "auto", description="of a linear head; means: the classes' mean vectors; auto: those where texts are few"
     )
+    masked: Share = Field(0.0, description="share of a training text's tokens read as the mask token, others each time")
     windows: Count = Field(1, description="parts of encoder.longest tokens that a longer text is read in; means count")
 
 
@@ -192,6 +193,8 @@ class FinetuneConfig(Recipe):
             raise ValueError(f"--method {self.method} needs a pretrained model: name one with --from")
         if self.encoder.ngrams and (self.pretrained is None or self.method == "head"):
             raise ValueError("encoder.ngrams stands beside a pretrained model: name one with --from, not --method head")
+        if self.encoder.masked and (self.pretrained is None or self.method == "head"):
+            raise ValueError("encoder.masked is for a pretrained model that learns: --from, not --method head")
         if self.encoder.start != "auto" and self.pretrained is None:
             raise ValueError("encoder.start is of the head above a pretrained model: name one with --from")
         if self.method not in ("lora", "dora") and self.adapt != AdaptConfig():
@@ -203,6 +206,7 @@ class FinetuneConfig(Recipe):
         return self
 
 
+FEW = 20  # texts a class, up to which a class's mean and name, and more epochs, were seen to do good
 DIRECT = 10  # classes from which on n-grams have vectors and not a number for each
 BAG_EPOCHS = {"quick": 3, "standard": 6, "best": 8}
 BAG_SHOWN, BAG_MOST = 1_600, 30  # texts below which there are more epochs and smaller batches; epochs at most
@@ -228,6 +232,9 @@ def preset(config: FinetuneConfig, texts: int, classes: int | None = None) -> Ma
 
     >>> preset(FinetuneConfig(source="a.csv", pretrained="run", effort="quick"), 5000)["train.epochs"]
     3.0
+    >>> of = FinetuneConfig(source="a.csv", pretrained="bert")
+    >>> [preset(of, texts, classes)["train.epochs"] for texts, classes in ((770, 77), (5000, 3), (5000, 77))]
+    [10.0, 3.0, 6.0]
     >>> [preset(FinetuneConfig(source="a.csv"), texts) for texts in (770, 10_000)]
     [{'train.epochs': 12.0, 'train.batch_size': 16}, {'train.epochs': 6.0, 'train.batch_size': 32}]
     """
@@ -243,5 +250,8 @@ def preset(config: FinetuneConfig, texts: int, classes: int | None = None) -> Ma
         return found
     epochs = PRETRAINED_EPOCHS[config.effort] * (HEAD_EPOCHS if config.method == "head" else 1)
     small = OURS if config.method == "full" and (Path(config.pretrained) / "config.toml").is_file() else {}
+    if config.method == "full" and classes is not None and not small:
+        soon = classes < DIRECT and not config.encoder.ngrams  # learnt by heart
+        epochs *= 5 / 3 if texts <= FEW * classes else 1 / 2 if soon else 1
     found = PRETRAINED[config.method] | small | {"train.epochs": epochs, "loss.class_weights": "none"}
     return found | LINEAR if few and config.encoder.ngrams else found

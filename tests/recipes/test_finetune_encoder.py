@@ -11,7 +11,7 @@ import torch
 import feedfwd as ff
 from feedfwd.checkpoint import Run
 from feedfwd.config import overrides, parse
-from feedfwd.config_finetune import FinetuneConfig
+from feedfwd.config_finetune import FinetuneConfig, preset
 from feedfwd.config_pretrain import PretrainConfig
 from feedfwd.models.encoder import Encoder
 from feedfwd.recipes import finetune as recipe
@@ -206,10 +206,35 @@ def test_shots_are_drawn_by_seed(base: Path, table: Callable[..., str]) -> None:
     assert any("60 others are left out" in note for note in few[0].notes)
 
 
+def test_a_share_of_the_tokens_is_read_as_the_mask_token(base: Path, table: Callable[..., str]) -> None:
+    chosen = config(table(), base / "masked", encoder__masked=0.4)
+    p = prepare_texts(chosen)
+    assert p.pretrained is not None and "40% of the tokens read as the mask token" in p.adapted
+    mask, ends = p.pretrained.tokenizer.mask, p.pretrained.tokenizer.set_apart
+    plain = prepare_texts(chosen.with_("encoder.masked", 0.0)).batches()
+    hidden = kept = 0
+    for _, (seen, whole) in zip(range(6), zip(p.batches(), plain, strict=False), strict=False):
+        changed = seen.inputs != whole.inputs
+        assert (seen.inputs[changed] == mask).all() and torch.equal(seen.targets, whole.targets)
+        assert not any((whole.inputs[changed] == end).any() for end in [*ends, -1])
+        hidden, kept = hidden + int(changed.sum()), kept + int((whole.inputs >= 0).sum())
+    assert 0.25 < hidden / kept < 0.5
+    assert "mask token" not in prepare_texts(config(table(), base / "next")).adapted
+
+
+def test_few_classes_are_learnt_in_half_the_epochs(tiny_bert: Path) -> None:
+    few = preset(FinetuneConfig(source="", pretrained=str(tiny_bert)), 5000, classes=9)
+    many = preset(FinetuneConfig(source="", pretrained=str(tiny_bert)), 5000, classes=10)
+    assert few["train.epochs"] == many["train.epochs"] / 2
+
+
+@pytest.mark.parametrize("of", ["next", "masked"])
 def test_resuming_gives_the_same_bits(
-    tmp_path: Path, base: Path, table: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, base: Path, table: Callable[..., str], monkeypatch: pytest.MonkeyPatch, of: str
 ) -> None:
-    chosen = config(table(), base / "next", train__save_every=5, train__epochs=3.0, encoder__dropout=0.1)
+    chosen = config(table(), base / of, train__save_every=5, train__epochs=3.0, encoder__dropout=0.1)
+    if of == "masked":
+        chosen = chosen.with_("encoder.masked", 0.2)
     whole = recipe.finetune_config(chosen, tmp_path / "whole")
     log, count = Run.log, 0
 

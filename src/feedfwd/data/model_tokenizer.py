@@ -6,7 +6,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from feedfwd.data.tokenizer import TextTokenizer
+from feedfwd.data.tokenizer import MASK_NAMES, TextTokenizer
 from feedfwd.errors import DataError
 
 OVERLAP = 4  # windows share one part in so many
@@ -50,6 +50,8 @@ class ModelTokenizer:
         self.vocabulary = 1 + max(engine.get_vocab().values())
         names = [*filter(None, [self.special.get("pad_token")]), *PAD_NAMES]
         self.pad: int = next((i for name in names if (i := self.id(name)) is not None), 0)
+        names = [*filter(None, [self.special.get("mask_token")]), *MASK_NAMES]
+        self.mask: int | None = next((i for name in names if (i := self.id(name)) is not None), None)
 
     @classmethod
     def of(cls, tokenizer: TextTokenizer, *, both: bool) -> "ModelTokenizer":
@@ -65,6 +67,12 @@ class ModelTokenizer:
             hint = "let transformers' AutoTokenizer load and save it, which writes tokenizer.json"
             raise DataError(f"{folder} has no tokenizer.json", hint=hint)
         return cls(file.read_text(encoding="utf-8"), special)
+
+    @property
+    def set_apart(self) -> set[int]:
+        """The tokens that are no part of any text."""
+        added = self.engine.get_added_tokens_decoder()
+        return {number for number, token in added.items() if token.special} | {*self.before, *self.after}
 
     def id(self, token: str) -> int | None:
         """The number of a token by its name, special ones too."""

@@ -2,13 +2,13 @@
 
 # N examples, L places of the longest row of a batch
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from feedfwd.data.batches import Batch, derived_seed
+from feedfwd.data.batches import Batch, Transform, derived_seed
 from feedfwd.errors import DataError
 
 PAD = -1  # fills rows; no id of anything
@@ -77,7 +77,7 @@ class RaggedBatches(Iterator[Batch]):
 
     The order of an epoch is drawn from (seed, epoch). With `alike`, rows of about one length share a batch: the
     shuffled rows of `ALIKE` batches are sorted by length, and the batches are shuffled again. Rows and targets stay on
-    the CPU, a batch is brought to `device`.
+    the CPU, a batch is brought to `device`. `transform` is seeded as in `TensorBatches`.
 
     >>> stream = RaggedBatches(Ragged(torch.arange(6), torch.tensor([1, 2, 3])), torch.arange(3), batch_size=2)
     >>> [len(next(stream).targets) for _ in range(3)], stream.state_dict()
@@ -92,6 +92,7 @@ class RaggedBatches(Iterator[Batch]):
         *,
         seed: int = 0,
         alike: bool = False,
+        transform: Transform | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         if len(rows) != len(targets):
@@ -100,6 +101,7 @@ class RaggedBatches(Iterator[Batch]):
             raise DataError("no examples to make batches of", hint="check the data source and the split")
         self.rows, self.targets, self.batch_size, self.alike = rows, targets, min(batch_size, len(rows)), alike
         self.batches_per_epoch, self.device = -(-len(rows) // self.batch_size), device
+        self.transform, self._generator = transform, torch.Generator(device)
         self.seed, self.epoch, self.position = seed, 0, 0
         self._order: list[Tensor] | None = None
 
@@ -109,8 +111,12 @@ class RaggedBatches(Iterator[Batch]):
         if self._order is None:
             self._order = self._batches()
         chosen = self._order[self.position]
+        batch = Batch(self.rows.padded(chosen).to(self.device), self.targets[chosen].to(self.device))
+        if self.transform is not None:
+            self._generator.manual_seed(derived_seed(self.seed, self.epoch, self.position))
+            batch = self.transform(batch, self._generator)
         self.position += 1
-        return Batch(self.rows.padded(chosen).to(self.device), self.targets[chosen].to(self.device))
+        return batch
 
     def _batches(self) -> list[Tensor]:
         generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch))
@@ -134,3 +140,26 @@ class RaggedBatches(Iterator[Batch]):
             )
         self.seed, self.epoch, self.position = state["seed"], state["epoch"], state["position"]
         self._order = None
+
+
+class HideTokens:
+    """A transform that reads a share of the tokens as the mask token, other ones in every batch.
+
+    Word dropout (Iyyer et al. 2015, "Deep unordered composition rivals syntactic methods") with the token that a masked
+    model knows for a gap. Left as they are: what fills rows up, the tokens `kept`, and numbers from `vocabulary` on.
+
+    >>> batch = Batch(torch.tensor([[5, 6, 7, 1, PAD]]), torch.tensor([0]))
+    >>> HideTokens(0.99, mask=3, kept=[1], vocabulary=9)(batch, torch.Generator().manual_seed(0)).inputs
+    tensor([[ 3,  3,  3,  1, -1]])
+    """
+
+    def __init__(self, share: float, *, mask: int, kept: Sequence[int], vocabulary: int) -> None:
+        self.share, self.mask, self.kept, self.vocabulary = share, mask, list(kept), vocabulary
+
+    def __call__(self, batch: Batch, generator: torch.Generator) -> Batch:
+        x = batch.inputs
+        hidden = torch.rand(x.shape, generator=generator, device=x.device) < self.share
+        hidden &= (x >= 0) & (x < self.vocabulary)
+        for token in self.kept:
+            hidden &= x != token
+        return Batch(torch.where(hidden, self.mask, x), batch.targets, batch.weights)

@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from feedfwd.config_finetune import FinetuneConfig, preset
+from feedfwd.config_finetune import FEW, FinetuneConfig, preset
 from feedfwd.data.batches import Batch, TensorBatches, derived_seed
 from feedfwd.data.dataset import Dataset
-from feedfwd.data.ragged import Ragged, RaggedBatches
+from feedfwd.data.ragged import HideTokens, Ragged, RaggedBatches
 from feedfwd.data.split import split
 from feedfwd.data.text_tables import KINDS, Kind, TextTable, folded, read_table, shared_texts
 from feedfwd.errors import ConfigError, DataError
@@ -21,7 +21,7 @@ from feedfwd.models.adapt import layer_rates
 from feedfwd.models.bag import Bag
 from feedfwd.models.encoder import Encoder
 from feedfwd.models.tabular import per_member
-from feedfwd.recipes.adapters import adapted
+from feedfwd.recipes.adapters import LOW_RANK, adapted
 from feedfwd.recipes.class_names import names_read, with_names
 from feedfwd.recipes.classifier import (
     BagReader,
@@ -41,7 +41,6 @@ from feedfwd.train.losses import Loss
 from feedfwd.train.precision import Precision, choose, products
 from feedfwd.train.rows import RowAdam
 
-FEW = 20  # texts a class, up to which a head at the classes' means was seen to do better (docs/fine-tuning.md)
 NGRAM_RATE = 0.01  # of what stands beside a pretrained model, as of a bag by itself
 
 
@@ -132,7 +131,9 @@ class PreparedTexts:
         if self.taught is not None:
             rows, targets = self.taught.examples(rows, self.train.data)
         alike = isinstance(self.model, Encoder)  # where a place filled up costs as much as a token
-        return RaggedBatches(rows, targets, c.train.batch_size, seed=c.seed, alike=alike, device=self.device)
+        return RaggedBatches(
+            rows, targets, c.train.batch_size, seed=c.seed, alike=alike, transform=hiding(self), device=self.device
+        )
 
     def optimizer(self, model: nn.Module) -> RowAdam:
         o = self.config.optimizer
@@ -309,6 +310,8 @@ def _start(p: PreparedTexts, model: Encoder) -> None:
     assert p.pretrained is not None
     frozen = c.encoder.frozen_embeddings
     p.adapted = str(adapted(model, c.method, c.adapt, p.pretrained, frozen_embeddings=frozen))
+    if (hides := hiding(p)) is not None:
+        p.adapted += f"; {hides.share:.0%} of the tokens read as the mask token"
     # so that an update touches the tokens of its batch alone
     model.backbone.embedding.sparse = model.backbone.embedding.weight.requires_grad
     if c.method == "head":
@@ -332,7 +335,23 @@ def at_means(p: PreparedTexts) -> bool:
             what = "encoder.start=means is for a head without hidden layers that gives each text one label"
             raise ConfigError(what, hint="leave it out")
         return c.encoder.start == "means"
+    if c.method in LOW_RANK:  # the head learns at the adapters' rate, too slow to come there from random numbers
+        return can and p.pretrained is not None and bool(p.pretrained.family)
     return can and few_texts(c, p.goal, p.pretrained, len(p.train) - p.named * p.goal.outputs)
+
+
+def hiding(p: PreparedTexts) -> HideTokens | None:
+    """What hides tokens of the training texts; ConfigError where the settings ask for it and it can't be."""
+    share = p.config.encoder.masked
+    if not share:
+        return None
+    assert p.pretrained is not None
+    tokenizer = p.pretrained.tokenizer
+    if tokenizer.mask is None:
+        what = f"encoder.masked: the tokenizer of {p.pretrained.name} has no mask token"
+        raise ConfigError(what, hint="leave it out")
+    kept = sorted(tokenizer.set_apart)
+    return HideTokens(share, mask=tokenizer.mask, kept=kept, vocabulary=p.pretrained.model.vocabulary)
 
 
 def few_texts(config: FinetuneConfig, goal: Goal, pretrained: Pretrained | None, texts: int) -> bool:
