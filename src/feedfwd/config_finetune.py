@@ -206,7 +206,7 @@ class FinetuneConfig(Recipe):
         return self
 
 
-FEW = 20  # texts a class, up to which a class's mean and name, and more epochs, were seen to do good
+FEW = 20  # texts a class, up to which a class's mean and name were seen to do good
 DIRECT = 10  # classes from which on n-grams have vectors and not a number for each
 BAG_EPOCHS = {"quick": 3, "standard": 6, "best": 8}
 BAG_SHOWN, BAG_MOST = 1_600, 30  # texts below which there are more epochs and smaller batches; epochs at most
@@ -234,7 +234,7 @@ def preset(config: FinetuneConfig, texts: int, classes: int | None = None) -> Ma
     3.0
     >>> of = FinetuneConfig(source="a.csv", pretrained="bert")
     >>> [preset(of, texts, classes)["train.epochs"] for texts, classes in ((770, 77), (5000, 3), (5000, 77))]
-    [10.0, 3.0, 6.0]
+    [6.0, 3.0, 6.0]
     >>> [preset(FinetuneConfig(source="a.csv"), texts) for texts in (770, 10_000)]
     [{'train.epochs': 12.0, 'train.batch_size': 16}, {'train.epochs': 6.0, 'train.batch_size': 32}]
     """
@@ -250,8 +250,8 @@ def preset(config: FinetuneConfig, texts: int, classes: int | None = None) -> Ma
         return found
     epochs = PRETRAINED_EPOCHS[config.effort] * (HEAD_EPOCHS if config.method == "head" else 1)
     small = OURS if config.method == "full" and (Path(config.pretrained) / "config.toml").is_file() else {}
-    if config.method == "full" and classes is not None and not small:
-        soon = classes < DIRECT and not config.encoder.ngrams  # learnt by heart
-        epochs *= 5 / 3 if texts <= FEW * classes else 1 / 2 if soon else 1
+    often = texts > FEW * (classes or 0) and not config.encoder.ngrams
+    if config.method == "full" and classes is not None and classes < DIRECT and often and not small:
+        epochs /= 2  # so many texts of so few classes are soon learnt by heart
     found = PRETRAINED[config.method] | small | {"train.epochs": epochs, "loss.class_weights": "none"}
     return found | LINEAR if few and config.encoder.ngrams else found
