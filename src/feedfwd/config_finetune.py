@@ -250,8 +250,8 @@ def preset(config: FinetuneConfig, texts: int, classes: int | None = None) -> Ma
         return found
     epochs = PRETRAINED_EPOCHS[config.effort] * (HEAD_EPOCHS if config.method == "head" else 1)
     small = OURS if config.method == "full" and (Path(config.pretrained) / "config.toml").is_file() else {}
-    often = texts > FEW * (classes or 0) and not config.encoder.ngrams
-    if config.method == "full" and classes is not None and classes < DIRECT and often and not small:
-        epochs /= 2  # so many texts of so few classes are soon learnt by heart
     found = PRETRAINED[config.method] | small | {"train.epochs": epochs, "loss.class_weights": "none"}
+    soon = classes is not None and classes < DIRECT and texts > FEW * classes
+    if soon and config.method == "full" and not small and not config.encoder.ngrams:
+        return found | {"train.epochs": epochs / 2, "loss.class_weights": "root"}  # or learnt by heart
     return found | LINEAR if few and config.encoder.ngrams else found
