@@ -3,7 +3,6 @@
 import gzip
 import json
 import struct
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from feedfwd.cli import main
+from command import call
 
 Case = tuple[str, Callable[[Path], list[str]], str]
 QUICK = ["--effort", "quick", "--set", "train.steps=3"]
@@ -47,15 +46,6 @@ def npz(path: Path, **arrays: object) -> str:
     whole = {"x": rng.normal(size=(60, 4)).astype(np.float32), "y": np.arange(60) % 3, **arrays}
     np.savez(path, **{name: value for name, value in whole.items() if value is not None})  # type: ignore[arg-type]
     return str(path)
-
-
-def call(*argv: str) -> int:
-    sys.argv = ["feedfwd", *argv]
-    try:
-        main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def finished(folder: Path) -> str:

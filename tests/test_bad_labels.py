@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from feedfwd.cli import main
+from command import call
 from feedfwd.config import overrides, parse
 from feedfwd.config_finetune import FinetuneConfig
 from feedfwd.config_pretrain import PretrainConfig
@@ -22,15 +21,6 @@ TINY = [
     "train.batch_size=4", "train.threads=1", "train.precision=fp32", "train.steps=1",
 ]  # fmt: skip
 Make = Callable[[], list[str]]
-
-
-def call(*argv: str) -> int:
-    sys.argv = ["feedfwd", *argv]
-    try:
-        main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def rows(*labels: object, n: int = 12, key: str = "label") -> str:

@@ -2,23 +2,13 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
-from feedfwd.cli import main
+from command import call
 from feedfwd.config_retrieval import EmbedConfig
 from feedfwd.recipes.embed import embed_config
-
-
-def call(*argv: str) -> int:
-    sys.argv = ["feedfwd", *argv]
-    try:
-        main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def lines(*rows: dict, n: int = 1) -> str:

@@ -5,13 +5,12 @@ import json
 import os
 import shutil
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from feedfwd.cli import main
+from command import call
 from feedfwd.config import overrides, parse
 from feedfwd.config_pretrain import PretrainConfig
 from feedfwd.recipes.interrupt import Interrupted
@@ -60,15 +59,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with pytest.raises(Interrupted):
             pretrain_config(config("train.steps=9"), Path("half"), Stop())
     return folder
-
-
-def call(*argv: str) -> int:
-    sys.argv = ["feedfwd", *argv]
-    try:
-        main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def command(*argv: str) -> Make:

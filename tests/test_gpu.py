@@ -1,7 +1,6 @@
 """The verbs and the kernels on a GPU; without one these tests skip themselves. Any other test finds the GPU, too."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from sklearn.datasets import load_digits
 
 import feedfwd as ff
-from feedfwd.cli import main
+from command import call
 from feedfwd.ffn.kernels import dense, gated, gpu
 from feedfwd.ffn.kernels.formulas import FROM_OUTPUT, SIGMA, Dropout, TorchPasses
 
@@ -22,15 +21,6 @@ ON_GPU = ("--set", "train.device=cuda")
 def in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FEEDFWD_CACHE", str(tmp_path / "cache"))
-
-
-def call(*argv: str) -> int:
-    sys.argv = ["feedfwd", *argv]
-    try:
-        main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def result(run: str) -> dict[str, object]:

@@ -83,7 +83,8 @@ class ReadingConfig(EncoderConfig):
         False, description="a bag of n-grams (bag.*) adds its outputs to those of the pretrained model"
     )
     start: Literal["auto", "random", "means"] = Field(
-        "auto", description="of a linear head; means: the classes' mean vectors; auto: those where texts are few"
+        "auto",
+        description="of a linear head; means: the classes' mean vectors; auto: those for lora, dora and few texts",
     )
     masked: Share = Field(0.0, description="share of a training text's tokens read as the mask token, others each time")
     windows: Count = Field(1, description="parts of encoder.longest tokens that a longer text is read in; means count")
@@ -144,7 +145,7 @@ class LabelLossConfig(Settings):
     label_smoothing: Share = 0.0
     class_weights: Literal["auto", "none", "root", "balanced"] = Field(
         "auto",
-        description="balanced: every class counts the same; root: halfway there; auto: root for a bag's one label",
+        description="balanced: every class counts the same; root: halfway there; auto: by the data and the model",
     )
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from feedfwd.ffn.kernels import native
 from feedfwd.ffn.kernels.compiler import toolchain
 from feedfwd.models import attention_native
 from feedfwd.models.attention import Sight, attend, documents_of
@@ -64,6 +65,7 @@ def test_it_is_the_formula(size: tuple[int, int, int, int], sight: Sight, dtype:
 def test_tiles_and_vectors_agree(size: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     B, T, H, D = size
     x, dy = torch.randn(B, T, 3 * H, D).bfloat16().requires_grad_(), torch.randn(B, T, H * D).bfloat16()
+    assert "-DAMX" in native.tiles(torch.bfloat16) and not native.tiles(torch.float32)
     found = []
     for tiles in (True, False):
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda tiles=tiles: tiles)

@@ -1,6 +1,5 @@
 """A run in another project's form gives the same answers there; what can't be written says why and leaves nothing."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 import torch
 
 import feedfwd as ff
-from feedfwd.cli import main
+from command import call
 from feedfwd.config import overrides, parse
 from feedfwd.config_pretrain import PretrainConfig
 from feedfwd.recipes.pretrain import pretrain_config
@@ -31,15 +30,6 @@ def in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FEEDFWD_CACHE", str(tmp_path / "cache"))
     Path("text.txt").write_text("".join(f"{i} 乘 {i % 7} = {i * (i % 7)}.\n" for i in range(300)), encoding="utf-8")
-
-
-def call(*argv: str) -> int:
-    sys.argv = ["feedfwd", *argv]
-    try:
-        main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def trained(*settings: str) -> None:

@@ -1,7 +1,6 @@
 """`feedfwd finetune`: labelled texts in, a classifier out, resumable to the bit, and one line for what can't work."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +10,8 @@ import torch
 from meanings import Lines
 
 import feedfwd as ff
+from command import call
 from feedfwd.checkpoint import Run
-from feedfwd.cli import main
 from feedfwd.config_finetune import FinetuneConfig, LabelLossConfig, preset
 from feedfwd.recipes import finetune as recipe
 from feedfwd.recipes.apply import evaluate_run
@@ -33,15 +32,6 @@ def table(path: Path, n: int = 60, labels: tuple[str, ...] = tuple(WORDS)) -> Pa
         rows.append(f"number {i} says {words[i % 4]} and {words[(i // 4) % 4]},{label}")
     path.write_text("\n".join(rows) + "\n", encoding="utf-8")
     return path
-
-
-def call(*argv: str) -> int:
-    sys.argv = ["feedfwd", *argv]
-    try:
-        main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def small(source: Path, **settings: object) -> FinetuneConfig:

@@ -222,6 +222,18 @@ def test_a_share_of_the_tokens_is_read_as_the_mask_token(base: Path, table: Call
     assert "mask token" not in prepare_texts(config(table(), base / "next")).adapted
 
 
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_head_above_adapters_begins_at_the_classes_means(
+    tiny_bert: Path, table: Callable[..., str], method: str
+) -> None:
+    p = prepare_texts(config(table(n=300), tiny_bert, method=method))  # 80 texts a class: not few
+    assert ("begins at the classes' means" in p.adapted) == (method == "lora")
+    features, targets = p.classifier.features(p.train.rows), p.train.data.targets
+    means = torch.stack([torch.nn.functional.normalize(features[targets == c], dim=1).mean(0) for c in range(3)])
+    cosines = torch.nn.functional.cosine_similarity(p.model.mlp.head.weight, means)
+    assert (cosines > 0.999).all() == (method == "lora")
+
+
 def test_few_classes_are_learnt_in_half_the_epochs(tiny_bert: Path) -> None:
     few = preset(FinetuneConfig(source="", pretrained=str(tiny_bert)), 5000, classes=9)
     many = preset(FinetuneConfig(source="", pretrained=str(tiny_bert)), 5000, classes=10)

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,8 @@ import torch
 from tokenizers import normalizers
 
 import feedfwd as ff
+from command import call
 from feedfwd.checkpoint import Run
-from feedfwd.cli import main
 from feedfwd.config import overrides, parse
 from feedfwd.config_pretrain import PretrainConfig
 from feedfwd.data.tokenizer import byte_tokenizer, learn_chars
@@ -281,15 +280,6 @@ def test_minutes_fix_the_number_of_updates() -> None:
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
-
-
-def call(*argv: str) -> int:
-    sys.argv = ["feedfwd", *argv]
-    try:
-        main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 SETS = [word for pair in TINY for word in ("--set", pair)]
