@@ -253,7 +253,7 @@ int forward(const task *t, num *y, float *lse) {
 #pragma omp parallel num_threads(t->threads) reduction(+ : failed) if (t->threads > 1)
   {
     begin_products();
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(dynamic) nowait
     for (long i = 0; i < jobs; i++) failed += forward_head(t, i / t->heads, i % t->heads, y, lse);
     end_products();
   }
@@ -266,7 +266,7 @@ int backward(const task *t, const num *y, const float *lse, const num *dy) {
 #pragma omp parallel num_threads(t->threads) reduction(+ : failed) if (t->threads > 1)
   {
     begin_products();
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(dynamic) nowait
     for (long i = 0; i < jobs; i++) failed += backward_head(t, i / t->kv_heads, i % t->kv_heads, y, lse, dy);
     end_products();
   }
