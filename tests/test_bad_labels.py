@@ -124,6 +124,8 @@ CASES: list[tuple[str, Make, str]] = [
         *FROM, "--method", "head", "--set", "encoder.masked=0.1"
     ), "a pretrained model that learns"),
     ("hidden tokens of a bag", given("t.jsonl", "--set", "encoder.masked=0.1"), "a pretrained model that learns"),
+    ("a comparison of a bag's texts", given("t.jsonl", "--set", "loss.contrast=1"), "a pretrained model that learns"),
+    ("a comparison that counts less than nothing", given(*FROM, "--set", "loss.contrast=-1"), "loss.contrast"),
     ("all tokens hidden", given(*FROM, "--set", "encoder.masked=1"), "encoder.masked"),
     ("rows too short", given(*FROM, "--set", "encoder.longest=2"), "encoder.longest"),
     ("a layer decay of 0", given(*FROM, "--set", "optimizer.layer_decay=0"), "layer_decay"),

@@ -10,6 +10,7 @@ from feedfwd.config import (
     Count,
     FFNSpec,
     Names,
+    NonNegative,
     Positive,
     Real,
     Recipe,
@@ -82,11 +83,15 @@ class ReadingConfig(EncoderConfig):
     ngrams: bool = Field(
         False, description="a bag of n-grams (bag.*) adds its outputs to those of the pretrained model"
     )
-    start: Literal["auto", "random", "means"] = Field(
+    start: Literal["auto", "random", "means", "regression"] = Field(
         "auto",
-        description="of a linear head; means: the classes' mean vectors; auto: those for lora, dora and few texts",
+        description="of a linear head; means: the classes' mean vectors; regression: logistic regression on the "
+        "model's own; auto: regression for few texts, means for lora and dora",
     )
-    masked: Share = Field(0.0, description="share of a training text's tokens read as the mask token, others each time")
+    masked: Share | None = Field(
+        None,
+        description="share of a training text's tokens read as the mask token, others each time; not given: few texts'",
+    )
     windows: Count = Field(1, description="parts of encoder.longest tokens that a longer text is read in; means count")
 
 
@@ -147,6 +152,9 @@ class LabelLossConfig(Settings):
         "auto",
         description="balanced: every class counts the same; root: halfway there; auto: by the data and the model",
     )
+    contrast: NonNegative = Field(
+        0.0, description="weight of a loss that draws a batch's texts of one label together (arXiv 2004.11362)"
+    )
 
 
 class FinetuneUpdates(UpdatesConfig):
@@ -194,8 +202,11 @@ class FinetuneConfig(Recipe):
             raise ValueError(f"--method {self.method} needs a pretrained model: name one with --from")
         if self.encoder.ngrams and (self.pretrained is None or self.method == "head"):
             raise ValueError("encoder.ngrams stands beside a pretrained model: name one with --from, not --method head")
-        if self.encoder.masked and (self.pretrained is None or self.method == "head"):
-            raise ValueError("encoder.masked is for a pretrained model that learns: --from, not --method head")
+        for name, value in (("encoder.masked", self.encoder.masked), ("loss.contrast", self.loss.contrast)):
+            if value and (self.pretrained is None or self.method == "head"):
+                raise ValueError(f"{name} is for a pretrained model that learns: --from, not --method head")
+        if self.loss.contrast and self.encoder.ngrams:
+            raise ValueError("loss.contrast compares a pretrained model's vectors alone: leave encoder.ngrams out")
         if self.encoder.start != "auto" and self.pretrained is None:
             raise ValueError("encoder.start is of the head above a pretrained model: name one with --from")
         if self.method not in ("lora", "dora") and self.adapt != AdaptConfig():
@@ -209,6 +220,7 @@ class FinetuneConfig(Recipe):
 
 FEW = 20  # texts a class, up to which a class's mean and name were seen to do good
 DIRECT = 10  # classes from which on n-grams have vectors and not a number for each
+FEW_TEXTS: dict[str, Any] = {"train.batch_size": 64, "loss.contrast": 1.0}  # in twice the epochs
 BAG_EPOCHS = {"quick": 3, "standard": 6, "best": 8}
 BAG_SHOWN, BAG_MOST = 1_600, 30  # texts below which there are more epochs and smaller batches; epochs at most
 
@@ -235,7 +247,7 @@ def preset(config: FinetuneConfig, texts: int, classes: int | None = None) -> Ma
     3.0
     >>> of = FinetuneConfig(source="a.csv", pretrained="bert")
     >>> [preset(of, texts, classes)["train.epochs"] for texts, classes in ((770, 77), (5000, 3), (5000, 77))]
-    [6.0, 3.0, 6.0]
+    [12.0, 3.0, 6.0]
     >>> [preset(FinetuneConfig(source="a.csv"), texts) for texts in (770, 10_000)]
     [{'train.epochs': 12.0, 'train.batch_size': 16}, {'train.epochs': 6.0, 'train.batch_size': 32}]
     """
@@ -252,7 +264,9 @@ def preset(config: FinetuneConfig, texts: int, classes: int | None = None) -> Ma
     epochs = PRETRAINED_EPOCHS[config.effort] * (HEAD_EPOCHS if config.method == "head" else 1)
     small = OURS if config.method == "full" and (Path(config.pretrained) / "config.toml").is_file() else {}
     found = PRETRAINED[config.method] | small | {"train.epochs": epochs, "loss.class_weights": "none"}
-    soon = classes is not None and classes < DIRECT and texts > FEW * classes
-    if soon and config.method == "full" and not small and not config.encoder.ngrams:
-        return found | {"train.epochs": epochs / 2, "loss.class_weights": "root"}  # or learnt by heart
+    if classes is not None and config.method == "full" and not small and not config.encoder.ngrams:
+        if texts <= FEW * classes:
+            return found | FEW_TEXTS | {"train.epochs": 2 * epochs}
+        if classes < DIRECT:
+            return found | {"train.epochs": epochs / 2, "loss.class_weights": "root"}  # or learnt by heart
     return found | LINEAR if few and config.encoder.ngrams else found

@@ -112,7 +112,7 @@ class PretrainConfig(Recipe):
 
     sources: Annotated[list[str], Field(min_length=1)] = Field(["stdlib"], description="where the text comes from")
     size: str | None = Field(
-        None, description="pico, nano, tiny, small, medium, base, large, xl; not given: by effort, or minutes"
+        None, description="pico, nano, micro, tiny, small, medium, base, large, xl; not given: by effort, or minutes"
     )
     pretrained: str | None = Field(
         None, description="train this one further: a run of pretrain, a folder or a name of Hugging Face's"

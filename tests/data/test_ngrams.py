@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from feedfwd.data.ngrams import ngrams, placed_ngrams
-from feedfwd.data.ragged import PAD, Ragged, RaggedBatches
+from feedfwd.data.ragged import ALIKE, PAD, Ragged, RaggedBatches
 
 
 def plain(text: str, chars: tuple[int, int]) -> int:
@@ -63,7 +63,7 @@ def rows_of(n: int) -> Ragged:
 def test_every_example_comes_once_an_epoch_and_alike_ones_pad_little() -> None:
     rows, targets = rows_of(200), torch.arange(200)
     padding = {}
-    for alike in (False, True):
+    for alike in (1, ALIKE):
         stream = RaggedBatches(rows, targets, 8, seed=3, alike=alike)
         batches = [next(stream) for _ in range(stream.batches_per_epoch)]
         assert sorted(torch.cat([b.targets for b in batches]).tolist()) == list(range(200))
@@ -71,14 +71,14 @@ def test_every_example_comes_once_an_epoch_and_alike_ones_pad_little() -> None:
             for row, target in zip(batch.inputs, batch.targets.tolist(), strict=True):
                 assert torch.equal(row[row != PAD], list(rows)[target])
         padding[alike] = sum(int((b.inputs == PAD).sum()) for b in batches)
-    assert padding[True] < padding[False] / 5
+    assert padding[ALIKE] < padding[1] / 5
 
 
 def test_batches_go_on_where_they_stopped() -> None:
-    stream = RaggedBatches(rows_of(50), torch.arange(50), 8, seed=1, alike=True)
+    stream = RaggedBatches(rows_of(50), torch.arange(50), 8, seed=1, alike=3)
     for _ in range(9):
         next(stream)
-    again = RaggedBatches(rows_of(50), torch.arange(50), 8, alike=True)
+    again = RaggedBatches(rows_of(50), torch.arange(50), 8, alike=3)
     again.load_state_dict(stream.state_dict())
     assert all(torch.equal(next(stream).targets, next(again).targets) for _ in range(9))
 

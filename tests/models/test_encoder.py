@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from feedfwd.data.ragged import PAD, Ragged, RaggedBatches
+from feedfwd.data.ragged import ALIKE, PAD, Ragged, RaggedBatches
 from feedfwd.errors import ConfigError
 from feedfwd.ffn import FFNSpec
 from feedfwd.models.bag import Bag
@@ -66,9 +67,36 @@ def test_an_update_touches_the_tokens_of_its_batch_alone() -> None:
 def test_batches_of_about_one_length_are_filled_up_little() -> None:
     lengths = torch.randint(3, 60, (2000,), generator=torch.Generator().manual_seed(0))
     rows = Ragged(torch.ones(int(lengths.sum()), dtype=torch.int32), lengths)
-    stream = RaggedBatches(rows, torch.zeros(2000), 32, alike=True)
+    stream = RaggedBatches(rows, torch.zeros(2000), 32, alike=ALIKE)
     seen = [next(stream).inputs for _ in range(stream.batches_per_epoch)]
     assert sum(x.numel() for x in seen) < 1.06 * int(lengths.sum())
+
+
+def test_a_texts_vector_stands_behind_its_outputs_in_training_where_a_loss_asks_for_it() -> None:
+    model, x = encoder().train(), torch.tensor([[5, 7, 9], [4, PAD, PAD]])
+    outputs = model(x)
+    model.shows_vectors = True
+    shown = model(x)
+    assert shown.shape == (2, outputs.shape[1] + model.width)
+    torch.testing.assert_close(shown[:, : outputs.shape[1]], outputs)
+    torch.testing.assert_close(shown[:, outputs.shape[1] :], model.features(x))
+    assert model.eval()(x).shape == outputs.shape
+
+
+def test_a_head_begins_where_scikit_learns_logistic_regression_ends() -> None:
+    linear = pytest.importorskip("sklearn.linear_model")
+    torch.manual_seed(0)
+    features, targets = 3 * torch.randn(60, 16) + 1, torch.arange(60) % 3
+    model = encoder()
+    model.begin_at_regression(features, targets)
+    unit = F.normalize(features, dim=1)
+    peer = linear.LogisticRegression(C=10, tol=1e-8, max_iter=1000).fit(unit.numpy(), targets.numpy())
+    scale, head = features.norm(dim=1).mean(), model.mlp.head
+    torch.testing.assert_close((scale * head.weight).double(), torch.tensor(peer.coef_).double(), atol=0.02, rtol=0.02)
+    logits = F.linear(scale * unit, head.weight, head.bias)
+    torch.testing.assert_close(
+        logits.softmax(1).double(), torch.tensor(peer.predict_proba(unit)).double(), atol=2e-3, rtol=0
+    )
 
 
 def test_a_bag_answers_beside_it() -> None:

@@ -1,4 +1,4 @@
-"""`feedfwd finetune --from` with few texts a class: the head begins at the classes' means."""
+"""`feedfwd finetune --from` with few texts a class: where the head begins, and what else is done."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 from feedfwd.config_finetune import FinetuneConfig
 from feedfwd.errors import ConfigError
-from feedfwd.models.encoder import Encoder
+from feedfwd.models.encoder import Encoder, logistic_regression
+from feedfwd.recipes.finetune import finetune_config
 from feedfwd.recipes.texts import PreparedTexts, prepare_texts
 
 WORDS = {"card": "card lost stolen", "money": "top up cash", "hello": "good morning team"}
@@ -44,8 +45,55 @@ def prepared(tmp_path: Path, bert: Path, n: int = 30, **settings: object) -> Pre
     return prepare_texts(config)
 
 
-def test_few_texts_begin_at_the_means_of_their_classes(tmp_path: Path, bert: Path) -> None:
-    p = prepared(tmp_path, bert, n=4, data__names=False)
+def test_few_texts_begin_at_logistic_regression(tmp_path: Path, bert: Path) -> None:
+    p = prepared(tmp_path, bert, n=4)
+    assert isinstance(p.model, Encoder) and p.start == "regression"
+    assert "logistic regression" in p.adapted
+    right = p.classifier.outputs(p.train.rows).argmax(1) == p.train.data.targets
+    assert right.float().mean() > 0.6  # before any update
+    weight, bias = logistic_regression(F.normalize(p.classifier.features(p.train.rows), dim=1), p.train.data.targets, 3)
+    scale = p.classifier.features(p.train.rows).norm(dim=1).mean()
+    assert torch.allclose(p.model.mlp.head.weight * scale, weight, atol=0.02)
+    assert torch.allclose(p.model.mlp.head.bias, bias, atol=0.02)
+
+
+def test_few_texts_are_compared_and_partly_hidden(tmp_path: Path, bert: Path) -> None:
+    p = prepared(tmp_path, bert, n=4)
+    assert isinstance(p.model, Encoder) and p.model.shows_vectors and p.hides is not None and p.hides.share == 0.15
+    assert p.config.loss.contrast == 1 and p.config.train.epochs == 12 and p.config.train.batch_size == 64
+    assert "drawn together" in p.adapted and "15% of the tokens" in p.adapted
+    batch = next(p.batches())
+    assert p.loss(p.model.train()(batch.inputs), batch.targets).shape == batch.targets.shape
+    many = prepared(tmp_path, bert, n=30)
+    assert isinstance(many.model, Encoder) and not many.model.shows_vectors and many.hides is None
+    assert many.config.loss.contrast == 0 and many.config.train.batch_size == 32
+    plain = prepared(tmp_path, bert, n=4, loss__contrast=0.0, encoder__masked=0.0)
+    assert isinstance(plain.model, Encoder) and not plain.model.shows_vectors and plain.hides is None
+    beside = prepared(tmp_path, bert, n=4, encoder__ngrams=True)
+    assert beside.config.loss.contrast == 0 and beside.config.train.epochs == 6
+
+
+def test_a_comparison_is_of_one_label_each(tmp_path: Path, bert: Path) -> None:
+    path = tmp_path / "several.jsonl"
+    path.write_text("".join(json.dumps({"text": f"card {i}", "labels": ["a", "b"][: i % 3]}) + "\n" for i in range(30)))
+    config = FinetuneConfig(source=str(path), pretrained=str(bert)).with_("loss.contrast", 0.5)
+    with pytest.raises(ConfigError, match="one label each"):
+        prepare_texts(config)
+    with pytest.raises(ConfigError, match=r"loss\.contrast is for a pretrained model that learns"):
+        FinetuneConfig(source=str(path)).with_("loss.contrast", 0.5)
+    with pytest.raises(ConfigError, match=r"leave encoder\.ngrams out"):
+        config.with_("encoder.ngrams", True)
+
+
+def test_few_texts_end_as_any_others(tmp_path: Path, bert: Path) -> None:
+    p = prepared(tmp_path, bert, n=4)
+    found = finetune_config(p.config.with_("train.epochs", 40.0).with_("optimizer.lr", 3e-3), tmp_path / "run")
+    assert found.predict(["card lost stolen"]).tolist() == ["card"]
+    assert set(found.result["test"]) >= {"accuracy", "macro_f1"}
+
+
+def test_texts_may_begin_at_the_means_of_their_classes(tmp_path: Path, bert: Path) -> None:
+    p = prepared(tmp_path, bert, n=4, data__names=False, encoder__start="means")
     assert isinstance(p.model, Encoder)
     assert "classes' means" in p.adapted
     features, targets = p.classifier.features(p.train.rows), p.train.data.targets
@@ -57,11 +105,11 @@ def test_few_texts_begin_at_the_means_of_their_classes(tmp_path: Path, bert: Pat
 
 
 def test_many_texts_or_a_hidden_layer_begin_at_random(tmp_path: Path, bert: Path) -> None:
-    assert "means" not in prepared(tmp_path, bert, n=30).adapted
-    assert "means" in prepared(tmp_path, bert, n=30, data__shots=5).adapted
+    assert prepared(tmp_path, bert, n=30).start == "random"
+    assert prepared(tmp_path, bert, n=30, data__shots=5).start == "regression"
     assert "means" in prepared(tmp_path, bert, n=30, encoder__start="means").adapted
-    assert "means" not in prepared(tmp_path, bert, n=4, encoder__start="random").adapted
-    assert "means" not in prepared(tmp_path, bert, n=4, encoder__hidden=[8]).adapted
+    assert "begins" not in prepared(tmp_path, bert, n=4, encoder__start="random").adapted
+    assert "begins" not in prepared(tmp_path, bert, n=4, encoder__hidden=[8]).adapted
     with pytest.raises(ConfigError, match="without hidden layers"):
         prepared(tmp_path, bert, n=4, encoder__start="means", encoder__hidden=[8])
     with pytest.raises(ConfigError, match="name one with --from"):
@@ -76,7 +124,7 @@ def test_names_of_classes_are_texts_where_there_are_few(tmp_path: Path, bert: Pa
     assert p.config.data.names is None and p.frozen().data.names is True
     assert any("names of the 3 classes" in note for note in p.notes)
     again = prepare_texts(p.frozen(), resolved=True)
-    assert again.fingerprint == p.fingerprint and "means" in again.adapted
+    assert again.fingerprint == p.fingerprint and again.adapted == p.adapted
     for settings in ({"n": 30}, {"data__names": False}, {"method": "head"}, {"method": "lora"}):
         found = prepared(tmp_path, bert, **({"n": 4} | settings))  # type: ignore[arg-type]
         assert not found.named and names[0] not in found.train.texts and found.frozen().data.names is False

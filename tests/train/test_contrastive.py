@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from feedfwd.train.contrastive import contrastive, listwise, pointwise
+from feedfwd.train.contrastive import beside, by_label, contrastive, listwise, pointwise
+from feedfwd.train.losses import cross_entropy
 
 
 def test_contrastive_is_the_formula_and_what_is_masked_does_not_count():
@@ -28,6 +29,30 @@ def test_a_batch_in_bf16_keeps_its_cosines():
     with torch.autocast("cpu", torch.bfloat16):
         found = contrastive(vectors, targets, temperature=0.02)
     torch.testing.assert_close(found, contrastive(vectors, targets, temperature=0.02))
+
+
+def test_texts_of_one_label_are_drawn_together_as_the_paper_says():
+    torch.manual_seed(0)
+    vectors, labels = torch.randn(7, 5, requires_grad=True), torch.tensor([0, 1, 0, 2, 1, 0, 3])
+    found = by_label(vectors, labels, temperature=0.3)
+    unit, wanted = F.normalize(vectors, dim=1), []
+    for i in range(7):
+        others = [j for j in range(7) if j != i]
+        below = torch.stack([unit[i] @ unit[j] / 0.3 for j in others]).logsumexp(0)
+        same = [j for j in others if labels[j] == labels[i]]
+        wanted.append(sum((below - unit[i] @ unit[j] / 0.3 for j in same), torch.zeros(())) / max(1, len(same)))
+    torch.testing.assert_close(found, torch.stack(wanted) * 7 / 5)  # two have no other of their label
+    found.mean().backward()
+    assert vectors.grad is not None and vectors.grad.isfinite().all()
+    alone = by_label(torch.randn(3, 5), torch.arange(3), temperature=0.1)
+    assert alone.tolist() == [0, 0, 0]
+
+
+def test_a_comparison_beside_a_loss_counts_by_its_weight():
+    torch.manual_seed(0)
+    y, labels = torch.randn(6, 3 + 4), torch.tensor([0, 1, 2, 0, 1, 2])
+    plain, compared = cross_entropy(y[:, :3], labels), by_label(y[:, 3:], labels, temperature=0.1)
+    torch.testing.assert_close(beside(cross_entropy, 3, 0.5)(y, labels), plain + 0.5 * compared)
 
 
 def test_listwise_is_the_formula_with_gaps():

@@ -9,7 +9,7 @@ import torch
 
 from feedfwd.data.batches import Batch
 from feedfwd.data.chats import Chat
-from feedfwd.data.ragged import PAD, Ragged, RaggedBatches
+from feedfwd.data.ragged import ALIKE, PAD, Ragged, RaggedBatches
 from feedfwd.data.templates import ChatTemplate
 from feedfwd.errors import DataError
 
@@ -122,7 +122,7 @@ class ChatBatches(Iterator[Batch]):
     ) -> None:
         places = torch.arange(len(rows))
         self.rows, self.packing, self.device = rows, packing, device
-        self.places = RaggedBatches(rows.inputs, places, batch_size, seed=seed, alike=not packing)
+        self.places = RaggedBatches(rows.inputs, places, batch_size, seed=seed, alike=1 if packing else ALIKE)
 
     def __next__(self) -> Batch:
         chosen = next(self.places).targets

@@ -12,7 +12,7 @@ from feedfwd.data.batches import Batch, Transform, derived_seed
 from feedfwd.errors import DataError
 
 PAD = -1  # fills rows; no id of anything
-ALIKE = 32  # batches among which rows change places so that those of one length meet
+ALIKE = 32  # batches among which rows may change places so that those of one length meet
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class RaggedBatches(Iterator[Batch]):
     """An endless stream of shuffled batches of padded rows (B, L), each example once an epoch.
 
     The order of an epoch is drawn from (seed, epoch). With `alike`, rows of about one length share a batch: the
-    shuffled rows of `ALIKE` batches are sorted by length, and the batches are shuffled again. Rows and targets stay on
+    shuffled rows of so many batches are sorted by length, and the batches are shuffled again. Rows and targets stay on
     the CPU, a batch is brought to `device`. `transform` is seeded as in `TensorBatches`.
 
     >>> stream = RaggedBatches(Ragged(torch.arange(6), torch.tensor([1, 2, 3])), torch.arange(3), batch_size=2)
@@ -91,7 +91,7 @@ class RaggedBatches(Iterator[Batch]):
         batch_size: int,
         *,
         seed: int = 0,
-        alike: bool = False,
+        alike: int = 1,
         transform: Transform | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -121,10 +121,11 @@ class RaggedBatches(Iterator[Batch]):
     def _batches(self) -> list[Tensor]:
         generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch))
         order = torch.randperm(len(self.rows), generator=generator)
-        if not self.alike:
+        if self.alike == 1:
             return list(torch.split(order, self.batch_size))
         sorted_ = [
-            part[self.rows.lengths[part].argsort(stable=True)] for part in torch.split(order, self.batch_size * ALIKE)
+            part[self.rows.lengths[part].argsort(stable=True)]
+            for part in torch.split(order, self.batch_size * self.alike)
         ]
         batches = [batch for part in sorted_ for batch in torch.split(part, self.batch_size)]
         return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]

@@ -57,6 +57,30 @@ def means(values: Tensor, texts: Tensor, count: int) -> Tensor:  # (N, D), (N,) 
     return total / torch.bincount(texts, minlength=count)[:, None]
 
 
+def logistic_regression(
+    x_ND: Tensor, labels_N: Tensor, classes: int, *, strength: float = 10.0, steps: int = 60
+) -> tuple[Tensor, Tensor]:  # (C, D), (C,)
+    """Weights and biases that make the sum of the cross-entropies times `strength`, plus |weights|² / 2, least.
+
+    >>> weight, bias = logistic_regression(torch.tensor([[1.0], [-1.0]]), torch.tensor([0, 1]), 2)
+    >>> bool(weight[0] > 1 and weight[1] < -1), bias.abs().max().item() < 1e-3
+    (True, True)
+    """
+    weight, bias = (x_ND.new_zeros(shape, requires_grad=True) for shape in ((classes, x_ND.shape[1]), (classes,)))
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=steps, history_size=10, line_search_fn="strong_wolfe")
+
+    @torch.enable_grad()
+    def cost() -> Tensor:
+        optimizer.zero_grad()
+        losses = F.cross_entropy(F.linear(x_ND, weight, bias), labels_N, reduction="sum")
+        found = strength * losses + weight.square().sum() / 2
+        found.backward()  # type: ignore[no-untyped-call]
+        return found
+
+    optimizer.step(cost)  # type: ignore[no-untyped-call]
+    return weight.detach(), bias.detach()
+
+
 class Encoder(nn.Module):
     """Token ids (B, T), filled up at the end with `PAD`, to what a task asks for (B, O).
 
@@ -69,6 +93,9 @@ class Encoder(nn.Module):
     after them its n-grams' buckets, each plus the vocabulary. In training both give their outputs, (B, 2, O), each to
     be trained by itself, for together the quicker one leaves the other nothing to learn; in evaluation their sum with
     the two weights of `mix`, halves until `mix_by` has fitted them to texts held back.
+
+    With `shows_vectors` a text's vector stands behind its outputs in training, (B, O + W), for a loss that compares
+    texts.
 
     >>> model = Encoder(Transformer(50, width=8, depth=1, heads=2, hidden=16, causal=False), 3)
     >>> model(torch.tensor([[5, 7, 9], [4, PAD, PAD]])).shape
@@ -95,11 +122,14 @@ class Encoder(nn.Module):
         self.backbone, self.pooling, self.window = backbone, pooling, window
         backbone.head, backbone.head_kind, backbone.pooler = nn.Identity(), "none", None
         self.mlp = MLP([backbone.width, *hidden, outputs], generator=generator, **mlp)
-        self.bag = bag
+        self.bag, self.shows_vectors = bag, False
         if bag is not None:
             self.register_buffer("mix", torch.full((2,), 0.5))
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T) -> (B, O)
+        if self.training and self.shows_vectors:
+            features, outputs = self.read(x)
+            return torch.cat([outputs, features], 1)
         if self.bag is None:
             return self._deep(x)
         both = self.both(x)
@@ -187,6 +217,18 @@ class Encoder(nn.Module):
         head.weight.copy_(scale * F.normalize(sums, dim=1) / features.norm(dim=1).mean())
         if head.bias is not None:
             head.bias.zero_()
+
+    @torch.no_grad()
+    def begin_at_regression(self, features: Tensor, targets: Tensor) -> None:
+        """Let a linear head (O, W) begin as logistic regression on the vectors as they are, scaled to length 1.
+
+        `features` (N, W) are the training texts' own, `targets` (N,) their classes.
+        """
+        head, unit = self.mlp.head, F.normalize(features.double(), dim=1)
+        weight, bias = logistic_regression(unit, targets, len(head.weight))
+        head.weight.copy_(weight / features.norm(dim=1).mean())
+        if head.bias is not None:
+            head.bias.copy_(bias)
 
     def _features(self, x: Tensor) -> Tensor:
         there = x != PAD

@@ -24,10 +24,11 @@ class Size:
         return self.depth * block + self.width + vocabulary * self.width * (1 if tied else 2)
 
 
-# Heads are 64 wide (pico, nano: 32), hidden widths 8/3 of the width, rounded to 64.
+# Heads are 64 wide (up to micro: 32), hidden widths 8/3 of the width, rounded to 64.
 SIZES: dict[str, Size] = {
     "pico": Size(128, 2, 4, 384),
     "nano": Size(128, 4, 4, 384),
+    "micro": Size(192, 4, 6, 512),
     "tiny": Size(256, 6, 4, 704),
     "small": Size(384, 8, 6, 1024),
     "medium": Size(512, 12, 8, 1408),

@@ -18,7 +18,7 @@ from feedfwd.models.bag import Bag
 from feedfwd.recipes.classifier import Network, TextClassifier, TokenReader, build_bag, build_encoder
 from feedfwd.recipes.explain import Memory
 from feedfwd.recipes.judge import Answers, fit, judged
-from feedfwd.recipes.texts import PreparedTexts, TextPart, at_means
+from feedfwd.recipes.texts import PreparedTexts, TextPart
 from feedfwd.train.averaging import EMA
 from feedfwd.train.loop import train
 from feedfwd.train.schedules import build_schedule
@@ -141,6 +141,5 @@ def _fresh(p: PreparedTexts, part: TextPart) -> Network:
     reader = p.classifier.reader
     assert part.features is not None and isinstance(reader, TokenReader)
     model = build_encoder(c, p.model.backbone, p.model.pooling, p.goal.outputs, reader.longest).to(p.device)
-    if at_means(p):
-        model.begin_at_means(part.features, part.data.targets.to(p.device))
+    p.begin(model, part.features, part.data.targets)
     return model

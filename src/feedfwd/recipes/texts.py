@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from feedfwd.config_finetune import FEW, FinetuneConfig, preset
+from feedfwd.config_finetune import FinetuneConfig, preset
 from feedfwd.data.batches import Batch, TensorBatches, derived_seed
 from feedfwd.data.dataset import Dataset
-from feedfwd.data.ragged import HideTokens, Ragged, RaggedBatches
+from feedfwd.data.ragged import ALIKE, HideTokens, Ragged, RaggedBatches
 from feedfwd.data.split import split
 from feedfwd.data.text_tables import KINDS, Kind, TextTable, folded, read_table, shared_texts
 from feedfwd.errors import ConfigError, DataError
@@ -21,7 +21,7 @@ from feedfwd.models.adapt import layer_rates
 from feedfwd.models.bag import Bag
 from feedfwd.models.encoder import Encoder
 from feedfwd.models.tabular import per_member
-from feedfwd.recipes.adapters import LOW_RANK, adapted
+from feedfwd.recipes.adapters import adapted
 from feedfwd.recipes.class_names import names_read, with_names
 from feedfwd.recipes.classifier import (
     BagReader,
@@ -34,14 +34,17 @@ from feedfwd.recipes.classifier import (
     token_reader,
 )
 from feedfwd.recipes.distil import Taught, distillation, taught
+from feedfwd.recipes.few_texts import STARTS, few_texts, hiding, start_of
 from feedfwd.recipes.goals import Goal, Number, SeveralLabels, goal_for
 from feedfwd.recipes.prepare import usable_device, use_threads
 from feedfwd.recipes.pretrained import Pretrained, load_pretrained
+from feedfwd.train.contrastive import beside
 from feedfwd.train.losses import Loss
 from feedfwd.train.precision import Precision, choose, products
 from feedfwd.train.rows import RowAdam
 
 NGRAM_RATE = 0.01  # of what stands beside a pretrained model, as of a bag by itself
+COMPARED = 4  # batches of texts about as long as each other where a loss compares them: others are to meet each time
 
 
 class Batches(Iterator[Batch], Protocol):
@@ -87,6 +90,7 @@ class PreparedTexts:
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0  # that they took
     named: bool = False  # whether the classes' names are training texts
+    few: bool = False  # whether the classes have few texts each
     taught: Taught | None = None  # what a teacher says to the training texts, and to others
 
     @property
@@ -130,10 +134,30 @@ class PreparedTexts:
         rows = self.train.rows
         if self.taught is not None:
             rows, targets = self.taught.examples(rows, self.train.data)
-        alike = isinstance(self.model, Encoder)  # where a place filled up costs as much as a token
+        alike = 1
+        if isinstance(self.model, Encoder):  # where a place filled up costs as much as a token
+            alike = COMPARED if c.loss.contrast else ALIKE
         return RaggedBatches(
-            rows, targets, c.train.batch_size, seed=c.seed, alike=alike, transform=hiding(self), device=self.device
+            rows, targets, c.train.batch_size, seed=c.seed, alike=alike, transform=self.hides, device=self.device
         )
+
+    @property
+    def hides(self) -> HideTokens | None:
+        """What hides tokens of the training texts."""
+        return hiding(self.config, self.pretrained, self.few)
+
+    @property
+    def start(self) -> str:
+        """Where the head above a pretrained model begins."""
+        return start_of(self.config, self.goal, self.pretrained, self.few)
+
+    def begin(self, model: Encoder, features: Tensor, targets: Tensor) -> None:
+        """Put the head there, by what the training texts (N, W) and their targets say."""
+        match self.start:
+            case "means":
+                model.begin_at_means(features.to(self.device), targets.to(self.device))
+            case "regression":
+                model.begin_at_regression(features.to(self.device), targets.to(self.device))
 
     def optimizer(self, model: nn.Module) -> RowAdam:
         o = self.config.optimizer
@@ -243,7 +267,8 @@ def prepare_texts(config: FinetuneConfig, *, resolved: bool = False) -> Prepared
     def part(texts: tuple[str, ...], data: Dataset) -> TextPart:
         return TextPart(data, texts, classifier.rows(texts))
 
-    names = names_read(config.data.names, goal, few_texts(config, goal, pretrained, len(train[1])))
+    few = few_texts(config, goal, pretrained, len(train[1]))
+    names = names_read(config.data.names, goal, few)
     if names:
         train = with_names(*train, names)
         notes.append(
@@ -258,6 +283,10 @@ def prepare_texts(config: FinetuneConfig, *, resolved: bool = False) -> Prepared
         if model.bag is not None:
             model.bag.weigh(reader.buckets(training.rows).to(device), len(training))
             loss = per_member(loss)
+        if config.loss.contrast:
+            if goal.kind != "label":
+                raise ConfigError("loss.contrast compares texts of one label each", hint="leave it out")
+            model.shows_vectors, loss = True, beside(loss, goal.outputs, config.loss.contrast)
         tokens = round(tokens * float(reader.lengths(training.rows).float().mean()))
     prepared = PreparedTexts(
         config=config,
@@ -273,6 +302,7 @@ def prepare_texts(config: FinetuneConfig, *, resolved: bool = False) -> Prepared
         pretrained=pretrained,
         notes=notes,
         named=bool(names),
+        few=few,
     )
     if isinstance(model, Encoder):
         _start(prepared, model)
@@ -310,54 +340,22 @@ def _start(p: PreparedTexts, model: Encoder) -> None:
     assert p.pretrained is not None
     frozen = c.encoder.frozen_embeddings
     p.adapted = str(adapted(model, c.method, c.adapt, p.pretrained, frozen_embeddings=frozen))
-    if (hides := hiding(p)) is not None:
+    if (hides := p.hides) is not None:
         p.adapted += f"; {hides.share:.0%} of the tokens read as the mask token"
+    if c.loss.contrast:
+        p.adapted += "; a batch's texts of one label are drawn together"
     # so that an update touches the tokens of its batch alone
     model.backbone.embedding.sparse = model.backbone.embedding.weight.requires_grad
     if c.method == "head":
         begun = time.perf_counter()
         p.train.features = p.classifier.features(p.train.rows).to(p.device)
         p.seconds = time.perf_counter() - begun
-    if at_means(p):
+    if p.start != "random":
         begun = time.perf_counter()
         features = p.classifier.features(p.train.rows) if p.features is None else p.features
-        model.begin_at_means(features.to(p.device), p.train.data.targets.to(p.device))
-        p.adapted += "; the head begins at the classes' means"
+        p.begin(model, features, p.train.data.targets)
+        p.adapted += f"; the head begins at {STARTS[p.start]}"
         p.seconds += time.perf_counter() - begun
-
-
-def at_means(p: PreparedTexts) -> bool:
-    """Whether the head begins at the classes' mean vectors; ConfigError where it can't."""
-    c = p.config
-    can = p.goal.kind == "label" and not c.encoder.hidden
-    if c.encoder.start != "auto":
-        if c.encoder.start == "means" and not can:
-            what = "encoder.start=means is for a head without hidden layers that gives each text one label"
-            raise ConfigError(what, hint="leave it out")
-        return c.encoder.start == "means"
-    if c.method in LOW_RANK:  # the head learns at the adapters' rate, too slow to come there from random numbers
-        return can and p.pretrained is not None and bool(p.pretrained.family)
-    return can and few_texts(c, p.goal, p.pretrained, len(p.train) - p.named * p.goal.outputs)
-
-
-def hiding(p: PreparedTexts) -> HideTokens | None:
-    """What hides tokens of the training texts; ConfigError where the settings ask for it and it can't be."""
-    share = p.config.encoder.masked
-    if not share:
-        return None
-    assert p.pretrained is not None
-    tokenizer = p.pretrained.tokenizer
-    if tokenizer.mask is None:
-        what = f"encoder.masked: the tokenizer of {p.pretrained.name} has no mask token"
-        raise ConfigError(what, hint="leave it out")
-    kept = sorted(tokenizer.set_apart)
-    return HideTokens(share, mask=tokenizer.mask, kept=kept, vocabulary=p.pretrained.model.vocabulary)
-
-
-def few_texts(config: FinetuneConfig, goal: Goal, pretrained: Pretrained | None, texts: int) -> bool:
-    """Whether there are so few that a class's mean and name count; of a run of ours it wasn't measured."""
-    others = pretrained is not None and bool(pretrained.family)
-    return others and config.method == "full" and texts <= FEW * goal.outputs
 
 
 Texts = tuple[tuple[str, ...], Dataset]

@@ -1,10 +1,12 @@
 """Losses over candidates: the answers of a query are to score above what else there is."""
 
-# B queries, M candidates of the whole batch, K candidates of one query at most, R rows, W width
+# B queries, M candidates of the whole batch, K candidates of one query at most, R rows, W width, O outputs
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from feedfwd.train.losses import Loss
 
 
 def contrastive(vectors_RW: Tensor, targets_BM: Tensor, *, temperature: float) -> Tensor:
@@ -22,6 +24,34 @@ def contrastive(vectors_RW: Tensor, targets_BM: Tensor, *, temperature: float) -
     with torch.autocast(vectors_RW.device.type, enabled=False):  # 8 bits of a cosine / 0.05 are off by a tenth
         logits = queries.float() @ candidates.float().T / temperature
         return F.cross_entropy(logits.masked_fill(targets_BM < 0, -torch.inf), targets_BM.argmax(1), reduction="none")
+
+
+def by_label(vectors_BW: Tensor, labels_B: Tensor, *, temperature: float) -> Tensor:
+    """(B,): −log softmax of the batch's other examples by their cosine / temperature, over those of the same label.
+
+    Khosla et al. 2020, arXiv 2004.11362, eq. 2. An example whose label no other has counts 0, and the others as much
+    more, so that the batch's mean is theirs.
+
+    >>> vectors = F.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]), dim=1)
+    >>> by_label(vectors, torch.tensor([0, 0, 1, 2]), temperature=0.5)[:2]
+    tensor([0.4791, 0.4791])
+    """
+    with torch.autocast(vectors_BW.device.type, enabled=False):
+        itself = torch.eye(len(labels_B), dtype=torch.bool, device=labels_B.device)
+        same = (labels_B[:, None] == labels_B) & ~itself
+        v = F.normalize(vectors_BW.float(), dim=1)
+        chances = (v @ v.T / temperature).masked_fill(itself, -torch.inf).log_softmax(1).masked_fill(~same, 0.0)
+        found = same.any(1)
+        return -chances.sum(1) / same.sum(1).clamp(min=1) * (len(found) / found.sum().clamp(min=1))
+
+
+def beside(loss: Loss, outputs: int, weight: float, temperature: float = 0.1) -> Loss:
+    """`loss` of an example's outputs, and `weight` times `by_label` of the vectors behind them (B, O + W)."""
+
+    def both(y: Tensor, labels: Tensor) -> Tensor:
+        return loss(y[:, :outputs], labels) + weight * by_label(y[:, outputs:], labels, temperature=temperature)
+
+    return both
 
 
 def listwise(scores_R1: Tensor, targets_BK: Tensor) -> Tensor:
