@@ -87,9 +87,8 @@ def test_a_comparison_is_of_one_label_each(tmp_path: Path, bert: Path) -> None:
 
 def test_few_texts_end_as_any_others(tmp_path: Path, bert: Path) -> None:
     p = prepared(tmp_path, bert, n=4)
-    found = finetune_config(p.config.with_("train.epochs", 40.0).with_("optimizer.lr", 3e-3), tmp_path / "run")
-    assert found.predict(["card lost stolen"]).tolist() == ["card"]
-    assert set(found.result["test"]) >= {"accuracy", "macro_f1"}
+    found = finetune_config(p.config.with_("train.epochs", 120.0).with_("optimizer.lr", 3e-3), tmp_path / "run")
+    assert found.result["test"]["accuracy"] > 0.9 and found.predict_proba(["0 card lost"]).shape == (1, 3)
 
 
 def test_texts_may_begin_at_the_means_of_their_classes(tmp_path: Path, bert: Path) -> None:
