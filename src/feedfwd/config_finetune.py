@@ -220,7 +220,8 @@ class FinetuneConfig(Recipe):
 
 FEW = 20  # texts a class, up to which a class's mean and name were seen to do good
 DIRECT = 10  # classes from which on n-grams have vectors and not a number for each
-FEW_TEXTS: dict[str, Any] = {"train.batch_size": 64, "loss.contrast": 1.0}  # in twice the epochs
+FEW_TEXTS: dict[str, Any] = {"train.batch_size": 64, "loss.contrast": 1.0}
+LONGER, LONGER_OURS = 2, 5  # times as many epochs of them; a small model has more to learn
 BAG_EPOCHS = {"quick": 3, "standard": 6, "best": 8}
 BAG_SHOWN, BAG_MOST = 1_600, 30  # texts below which there are more epochs and smaller batches; epochs at most
 
@@ -264,9 +265,9 @@ def preset(config: FinetuneConfig, texts: int, classes: int | None = None) -> Ma
     epochs = PRETRAINED_EPOCHS[config.effort] * (HEAD_EPOCHS if config.method == "head" else 1)
     small = OURS if config.method == "full" and (Path(config.pretrained) / "config.toml").is_file() else {}
     found = PRETRAINED[config.method] | small | {"train.epochs": epochs, "loss.class_weights": "none"}
-    if classes is not None and config.method == "full" and not small and not config.encoder.ngrams:
+    if classes is not None and config.method == "full" and not config.encoder.ngrams:
         if texts <= FEW * classes:
-            return found | FEW_TEXTS | {"train.epochs": 2 * epochs}
-        if classes < DIRECT:
+            return found | FEW_TEXTS | {"train.epochs": (LONGER_OURS if small else LONGER) * epochs}
+        if classes < DIRECT and not small:
             return found | {"train.epochs": epochs / 2, "loss.class_weights": "root"}  # or learnt by heart
     return found | LINEAR if few and config.encoder.ngrams else found

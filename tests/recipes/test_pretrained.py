@@ -46,7 +46,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
 
 def test_a_run_of_ours_that_writes(run: Callable[..., Path]) -> None:
     found = load_pretrained(str(run()))
-    assert found.pooling == "last" and found.longest == 32 and found.family == "" and not found.model.training
+    assert found.pooling == "mean" and found.longest == 32 and found.family == "" and not found.model.training
     assert found.tokenizer.encode(["ab", ""], longest=2) == [[256, 97], [256]]
     again = build(json.loads(json.dumps(found.settings)))
     again.load_state_dict(found.model.state_dict())

@@ -12,10 +12,9 @@ STARTS = {"means": "the classes' means", "regression": "logistic regression on t
 
 
 def few_texts(config: FinetuneConfig, goal: Goal, pretrained: Pretrained | None, texts: int) -> bool:
-    """Whether there are so few that a class's name counts, and what is known of them before; of a run of ours it
-    wasn't measured."""
-    others = pretrained is not None and bool(pretrained.family)
-    return others and config.method == "full" and texts <= FEW * goal.outputs
+    """Whether there are so few that a class's name counts, and what the model makes of them before it learns."""
+    of_one_label = goal.kind == "label" and texts <= FEW * goal.outputs
+    return of_one_label and config.method == "full" and pretrained is not None
 
 
 def start_of(config: FinetuneConfig, goal: Goal, pretrained: Pretrained | None, few: bool) -> str:
@@ -26,22 +25,23 @@ def start_of(config: FinetuneConfig, goal: Goal, pretrained: Pretrained | None, 
             what = f"encoder.start={asked} is for a head without hidden layers that gives each text one label"
             raise ConfigError(what, hint="leave it out")
         return asked
-    if not can or pretrained is None or not pretrained.family:
-        return "random"
-    if config.method in LOW_RANK:  # the head learns at the adapters' rate, too slow to come there from random numbers
-        return "means"
-    return "regression" if few else "random"
+    if can and few:
+        return "regression"
+    others = pretrained is not None and bool(pretrained.family)
+    if can and others and config.method in LOW_RANK:
+        return "means"  # the head learns at the adapters' rate, too slow to come there from random numbers
+    return "random"
 
 
 def hiding(config: FinetuneConfig, pretrained: Pretrained | None, few: bool) -> HideTokens | None:
     """What hides tokens of the training texts; ConfigError where the settings ask for it and it can't be."""
     share = config.encoder.masked
-    if pretrained is None or share == 0 or (share is None and not few):
+    if pretrained is None or share == 0:
         return None
     tokenizer = pretrained.tokenizer
+    if share is None and not (few and pretrained.family and tokenizer.mask is not None):
+        return None  # a run of ours wasn't tried
     if tokenizer.mask is None:
-        if share is None:
-            return None
         what = f"encoder.masked: the tokenizer of {pretrained.name} has no mask token"
         raise ConfigError(what, hint="leave it out")
     kept = sorted(tokenizer.set_apart)

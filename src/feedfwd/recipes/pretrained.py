@@ -91,8 +91,7 @@ def _of_run(path: Path, dropout: float | None) -> Pretrained:
         of = said["pooling"], said["normalize"], said["family"]
         return Pretrained(str(path), model, model.settings, tokenizer, model.context, *of)
     tokenizer = ModelTokenizer.of(writer.tokenizer, both=not model.causal)
-    pooling = "last" if model.causal else "mean"
-    return Pretrained(str(path), model, model.settings, tokenizer, model.context, pooling)
+    return Pretrained(str(path), model, model.settings, tokenizer, model.context, "mean")
 
 
 def _of_encoder(path: Path, dropout: float | None) -> Pretrained:
