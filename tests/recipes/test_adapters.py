@@ -201,7 +201,7 @@ def test_its_temperature_and_a_base_of_ours_go_along(tmp_path: Path) -> None:
     pretrain_config(parse(PretrainConfig, said), tmp_path / "base")
     rows = [{"text": f"{i} {WORDS[w].split()[i % 2]}", "label": w} for i in range(100) for w in WORDS]
     (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    settings = {**HEADS[False], "data__validation": 0.3, "method": "dora"}
+    settings = {**HEADS[False], "data__validation": 0.3, "method": "dora", "encoder__pooling": "last"}
     made = recipe.finetune_config(
         config(str(tmp_path / "t.jsonl"), str(tmp_path / "base"), **settings), tmp_path / "run"
     )

@@ -172,4 +172,4 @@ def test_a_language_model_of_ours_embeds_and_ranks(place: Path, tmp_path: Path, 
     assert first != other
     pairs = parse(EmbedConfig, {"source": str(place / "lists.jsonl"), "pretrained": str(tmp_path / "base")})
     encoder = embed_config(pairs.with_("train.steps", 1), tmp_path / "embed")
-    assert encoder.model.pooling == "last" and encoder.encode(["a", ""]).shape == (2, 32)
+    assert encoder.model.pooling == "mean" and encoder.encode(["a", ""]).shape == (2, 32)
