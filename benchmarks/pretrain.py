@@ -280,7 +280,7 @@ def books(environment: dict[str, str], options: argparse.Namespace) -> dict[str,
             )  # fmt: skip
 
         found: dict[str, list[Row]] = {"feedfwd": [], "Llama": []}
-        for seed in range(options.seeds):  # Llama takes its size, tokenizer and rows from feedfwd's run
+        for seed in range(options.seeds):  # Llama takes its size, tokenizer and length of rows from feedfwd's run
             for name, contestant in (("feedfwd", ours), ("Llama", theirs)):
                 found[name].append(contestant(seed))
                 print(f"  seed {seed} {name}: {short(found[name][-1])}", flush=True)

@@ -44,8 +44,14 @@ def test_texts_of_one_label_are_drawn_together_as_the_paper_says():
     torch.testing.assert_close(found, torch.stack(wanted) * 7 / 5)  # two have no other of their label
     found.mean().backward()
     assert vectors.grad is not None and vectors.grad.isfinite().all()
-    alone = by_label(torch.randn(3, 5), torch.arange(3), temperature=0.1)
-    assert alone.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("many", [1, 3])
+def test_where_no_two_share_a_label_nothing_is_learnt(many: int):
+    vectors = torch.randn(many, 5, requires_grad=True)
+    found = by_label(vectors, torch.arange(many), temperature=0.1)
+    found.mean().backward()
+    assert vectors.grad is not None and found.tolist() == [0] * many and not vectors.grad.any()
 
 
 def test_a_comparison_beside_a_loss_counts_by_its_weight():

@@ -45,7 +45,7 @@ PER_PARAMETER = 20  # training tokens that a parameter wants; Hoffmann et al. 20
 ENOUGH = 3  # tokens a parameter from which, in equal time, the larger of two sizes does better
 LOOKED_AT = 32  # pieces of text that show whether a tokenizer loses any of it
 HASTY = 1_000_000  # tokens up to which more and smaller updates of shorter rows are better
-LONGER = 4_000_000  # tokens for which the usual batch is right; for four times as many, one of twice the rows
+USUAL, LONGER = 2048, 4_000_000  # tokens of a batch, for so many in all; twice as many for four times those
 OFTEN = 7  # epochs from which dropout pays
 RESERVE = 0.1  # of the minutes given, for evaluations and samples
 WARMUP, TIMED, LONGEST = 2, 10, 10.0  # updates of a trial, and seconds that it may take
@@ -273,7 +273,7 @@ def preset(config: PretrainConfig, tokens: int, form: dict[str, Any], seen: floa
         seen = (config.train.steps or steps) * row * rows
     elif seen is not None and seen < HASTY:
         found |= {"data.row": 64, "train.batch_size": 16, "optimizer.lr": 2 * found["optimizer.lr"]}
-    elif seen is not None and (doublings := round(math.log(seen / LONGER, 4))) > 0:
+    elif seen is not None and (doublings := round(math.log2(USUAL * (seen / LONGER) ** 0.5 / (row * rows)))) > 0:
         found["train.batch_size"] = config.train.batch_size * 2**doublings
     if seen is not None and seen > OFTEN * tokens:
         found["model.dropout"] = 0.1
