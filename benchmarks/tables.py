@@ -35,7 +35,7 @@ SETS = {
     "adult": ("adult.csv", "Salary", "accuracy"),
     "breast_cancer": ("breast_cancer.csv", "target", "accuracy"),
 }
-Answer = Callable[[TableData, TableData, int], np.ndarray]
+Answer = Callable[[TableData, TableData, int, str], np.ndarray]
 
 
 def source(name: str, folder: Path) -> Path:
@@ -65,7 +65,7 @@ def parts(name: str, path: Path, number: int) -> tuple[TableData, TableData]:
     return found[0], found[1]
 
 
-def run(name: str, path: Path, model: str, number: int) -> dict[str, Any]:
+def run(name: str, path: Path, model: str, number: int, device: str) -> dict[str, Any]:
     measure = SETS[name][2]
     began = time.perf_counter()
     if model in ("quick", "standard", "best"):
@@ -75,7 +75,7 @@ def run(name: str, path: Path, model: str, number: int) -> dict[str, Any]:
             result = fit_config(settings(name, path, model, number), Path(folder) / "run").result
         return {"score": result["test"][measure], "seconds": result["seconds"]["train"], "steps": result["steps"]}
     rest, test = parts(name, path, number)
-    answers = PEERS[model](rest, test, number)
+    answers = PEERS[model](rest, test, number, device)
     seconds = time.perf_counter() - began
     if rest.classes is None:
         return {"score": regression_scores(answers, test.targets.numpy())[measure], "seconds": seconds}
@@ -85,7 +85,7 @@ def run(name: str, path: Path, model: str, number: int) -> dict[str, Any]:
 # --- peers ------------------------------------------------------------------------------------------------------------
 
 
-def trees(rest: TableData, test: TableData, seed: int) -> np.ndarray:
+def trees(rest: TableData, test: TableData, seed: int, device: str) -> np.ndarray:
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
     from sklearn.preprocessing import OrdinalEncoder
 
@@ -118,7 +118,7 @@ def _one_hot(rest: TableData, test: TableData) -> tuple[np.ndarray, np.ndarray]:
     return matrix(rest), matrix(test)
 
 
-def mlp(rest: TableData, test: TableData, seed: int) -> np.ndarray:
+def mlp(rest: TableData, test: TableData, seed: int, device: str) -> np.ndarray:
     from sklearn.neural_network import MLPClassifier, MLPRegressor
 
     x, x_test = _one_hot(rest, test)
@@ -130,7 +130,7 @@ def mlp(rest: TableData, test: TableData, seed: int) -> np.ndarray:
     return MLPClassifier(random_state=seed, early_stopping=True).fit(x, y).predict_proba(x_test)
 
 
-def realmlp(rest: TableData, test: TableData, seed: int) -> np.ndarray:
+def realmlp(rest: TableData, test: TableData, seed: int, device: str) -> np.ndarray:
     from pytabkit import RealMLP_TD_Classifier, RealMLP_TD_Regressor
 
     middle = {n: rest.frame[n].median() for n, kind in rest.kinds.items() if kind == "number"}
@@ -144,12 +144,12 @@ def realmlp(rest: TableData, test: TableData, seed: int) -> np.ndarray:
 
     kind = RealMLP_TD_Regressor if rest.classes is None else RealMLP_TD_Classifier
     names = [n for n, k in rest.kinds.items() if k == "category"]
-    model = kind(random_state=seed, n_threads=torch.get_num_threads(), device="cpu", verbosity=0)
+    model = kind(random_state=seed, n_threads=torch.get_num_threads(), device=device, verbosity=0)
     model.fit(frame(rest), rest.targets.numpy(), cat_col_names=names)
     return model.predict(frame(test)) if rest.classes is None else model.predict_proba(frame(test))
 
 
-def tabm(rest: TableData, test: TableData, seed: int) -> np.ndarray:
+def tabm(rest: TableData, test: TableData, seed: int, device: str) -> np.ndarray:
     """As its own example trains it: default architecture, piecewise-linear embeddings, batches of 256, patience 16."""
     from rtdl_num_embeddings import PiecewiseLinearEmbeddings, compute_bins
     from sklearn.preprocessing import QuantileTransformer
@@ -169,28 +169,28 @@ def tabm(rest: TableData, test: TableData, seed: int) -> np.ndarray:
     def inputs(data: TableData) -> tuple[torch.Tensor, torch.Tensor | None]:
         x = prepared.examples(data)
         numbers = torch.from_numpy(scaler.transform(x[:, :cut].numpy()).astype(np.float32))
-        return numbers, x[:, cut:].long() if layout.categories else None
+        return numbers.to(device), x[:, cut:].long().to(device) if layout.categories else None
 
     x, c = inputs(train)
-    bins = compute_bins(x, n_bins=48)
+    bins = compute_bins(x.cpu(), n_bins=48)
     embeddings = PiecewiseLinearEmbeddings(bins, 16, activation=False, version="B")
     outputs = 1 if rest.classes is None else len(rest.classes)
     model = TabM.make(
         n_num_features=cut, cat_cardinalities=list(layout.categories), d_out=outputs, num_embeddings=embeddings
-    )
+    ).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=3e-4)
-    y = prepared.targets(train)
+    y = prepared.targets(train).to(device)
     loss = torch.nn.functional.mse_loss if rest.classes is None else torch.nn.functional.cross_entropy
 
     def answers(data: TableData) -> np.ndarray:
         model.eval()
         numbers, names = inputs(data)
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        with torch.inference_mode(), torch.autocast(device, torch.bfloat16):
             found = [
                 model(numbers[i : i + 2048], None if names is None else names[i : i + 2048]).float()
                 for i in range(0, len(numbers), 2048)
             ]
-        out_NKO = torch.cat(found)
+        out_NKO = torch.cat(found).cpu()
         if rest.classes is None:
             return prepared.restore(out_NKO.mean(1))[:, 0].numpy()
         return out_NKO.softmax(2).mean(1).numpy()
@@ -199,8 +199,8 @@ def tabm(rest: TableData, test: TableData, seed: int) -> np.ndarray:
     y_held = held.targets.numpy()
     while wait < 16:
         model.train()
-        for rows in torch.randperm(len(x)).split(256):
-            with torch.autocast("cpu", torch.bfloat16):
+        for rows in torch.randperm(len(x)).to(device).split(256):
+            with torch.autocast(device, torch.bfloat16):
                 out_NKO = model(x[rows], None if c is None else c[rows])
             out = out_NKO.float().flatten(0, 1)
             target = y[rows].repeat_interleave(out_NKO.shape[1])
@@ -260,6 +260,7 @@ def main() -> None:
     parser.add_argument("--data", default=",".join(SETS))
     parser.add_argument("--models", default="best,standard,trees,mlp")
     parser.add_argument("--splits", type=int, default=5)
+    parser.add_argument("--device", default="cpu", help="that RealMLP and TabM train on")
     options = parser.parse_args()
     if options.action == "show":
         show(options.file)
@@ -274,7 +275,7 @@ def main() -> None:
             for model in options.models.split(","):
                 if (name, model, number) in done:
                     continue
-                row = {"data": name, "model": model, "split": number, **run(name, path, model, number)}
+                row = {"data": name, "model": model, "split": number, **run(name, path, model, number, options.device)}
                 print(json.dumps(row), flush=True)
                 with options.file.open("a") as file:
                     file.write(json.dumps(row) + "\n")

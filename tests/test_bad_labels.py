@@ -126,6 +126,9 @@ CASES: list[tuple[str, Make, str]] = [
     ("hidden tokens of a bag", given("t.jsonl", "--set", "encoder.masked=0.1"), "a pretrained model that learns"),
     ("a comparison of a bag's texts", given("t.jsonl", "--set", "loss.contrast=1"), "a pretrained model that learns"),
     ("a comparison that counts less than nothing", given(*FROM, "--set", "loss.contrast=-1"), "loss.contrast"),
+    ("vectors of a frozen model that may not move", given(
+        *FROM, "--method", "head", "--set", "loss.keep=1"
+    ), "a pretrained model that learns"),
     ("all tokens hidden", given(*FROM, "--set", "encoder.masked=1"), "encoder.masked"),
     ("rows too short", given(*FROM, "--set", "encoder.longest=2"), "encoder.longest"),
     ("a layer decay of 0", given(*FROM, "--set", "optimizer.layer_decay=0"), "layer_decay"),

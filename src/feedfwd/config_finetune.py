@@ -155,6 +155,9 @@ class LabelLossConfig(Settings):
     contrast: NonNegative = Field(
         0.0, description="weight of a loss that draws a batch's texts of one label together (arXiv 2004.11362)"
     )
+    keep: NonNegative = Field(
+        0.0, description="weight of a loss that keeps texts' vectors near the pretrained model's (arXiv 1607.00122)"
+    )
 
 
 class FinetuneUpdates(UpdatesConfig):
@@ -202,11 +205,12 @@ class FinetuneConfig(Recipe):
             raise ValueError(f"--method {self.method} needs a pretrained model: name one with --from")
         if self.encoder.ngrams and (self.pretrained is None or self.method == "head"):
             raise ValueError("encoder.ngrams stands beside a pretrained model: name one with --from, not --method head")
-        for name, value in (("encoder.masked", self.encoder.masked), ("loss.contrast", self.loss.contrast)):
+        of_vectors = {"loss.contrast": self.loss.contrast, "loss.keep": self.loss.keep}
+        for name, value in ({"encoder.masked": self.encoder.masked} | of_vectors).items():
             if value and (self.pretrained is None or self.method == "head"):
                 raise ValueError(f"{name} is for a pretrained model that learns: --from, not --method head")
-        if self.loss.contrast and self.encoder.ngrams:
-            raise ValueError("loss.contrast compares a pretrained model's vectors alone: leave encoder.ngrams out")
+            if value and self.encoder.ngrams and name in of_vectors:
+                raise ValueError(f"{name} compares a pretrained model's vectors alone: leave encoder.ngrams out")
         if self.encoder.start != "auto" and self.pretrained is None:
             raise ValueError("encoder.start is of the head above a pretrained model: name one with --from")
         if self.method not in ("lora", "dora") and self.adapt != AdaptConfig():
@@ -266,6 +270,8 @@ def preset(config: FinetuneConfig, texts: int, classes: int | None = None) -> Ma
     small = OURS if config.method == "full" and (Path(config.pretrained) / "config.toml").is_file() else {}
     found = PRETRAINED[config.method] | small | {"train.epochs": epochs, "loss.class_weights": "none"}
     if classes is not None and config.method == "full" and not config.encoder.ngrams:
+        if not small:
+            found |= {"loss.keep": 1.0}  # a small model of ours knows less that is worth keeping
         if texts <= FEW * classes:
             return found | FEW_TEXTS | {"train.epochs": (LONGER_OURS if small else LONGER) * epochs}
         if classes < DIRECT and not small:

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from feedfwd.config_finetune import FinetuneConfig
+from feedfwd.config_finetune import FinetuneConfig, preset
 from feedfwd.errors import ConfigError
 from feedfwd.models.encoder import Encoder, logistic_regression
 from feedfwd.recipes.finetune import finetune_config
@@ -63,14 +63,43 @@ def test_few_texts_are_compared_and_partly_hidden(tmp_path: Path, bert: Path) ->
     assert p.config.loss.contrast == 1 and p.config.train.epochs == 12 and p.config.train.batch_size == 64
     assert "drawn together" in p.adapted and "15% of the tokens" in p.adapted
     batch = next(p.batches())
-    assert p.loss(p.model.train()(batch.inputs), batch.targets).shape == batch.targets.shape
+    assert p.loss(p.model.train()(batch.inputs), batch.targets).shape == batch.targets.shape[:1]
     many = prepared(tmp_path, bert, n=30)
-    assert isinstance(many.model, Encoder) and not many.model.shows_vectors and many.hides is None
+    assert many.hides is None
     assert many.config.loss.contrast == 0 and many.config.train.batch_size == 32
-    plain = prepared(tmp_path, bert, n=4, loss__contrast=0.0, encoder__masked=0.0)
+    plain = prepared(tmp_path, bert, n=4, loss__contrast=0.0, loss__keep=0.0, encoder__masked=0.0)
     assert isinstance(plain.model, Encoder) and not plain.model.shows_vectors and plain.hides is None
     beside = prepared(tmp_path, bert, n=4, encoder__ngrams=True)
-    assert beside.config.loss.contrast == 0 and beside.config.train.epochs == 6
+    assert beside.config.loss.contrast == beside.config.loss.keep == 0 and beside.config.train.epochs == 6
+
+
+def test_vectors_are_kept_near_what_they_were(tmp_path: Path, bert: Path) -> None:
+    p = prepared(tmp_path, bert)
+    assert p.config.loss.keep == 1 and p.before is not None and "kept near" in p.adapted
+    first = p.classifier.features(p.train.rows)
+    torch.testing.assert_close(p.before, first)
+    batch = next(p.batches())
+    labels, before = batch.targets[:, 0].long(), batch.targets[:, 1:]
+    for i in range(len(labels)):  # each text with its own
+        same = (p.before == before[i]).all(1)
+        assert labels[i] in p.train.data.targets[same]
+
+    def moved(weight: float) -> float:
+        chosen = p.config.with_("loss.keep", weight).with_("optimizer.lr", 3e-3)
+        after = finetune_config(chosen, tmp_path / f"run{weight}").features(p.train.rows)
+        return float((1 - F.cosine_similarity(first, after)).mean())
+
+    free = moved(0.0)
+    assert moved(100.0) < free / 3
+
+
+def test_few_vectors_of_ours_are_worth_keeping(tmp_path: Path, bert: Path) -> None:
+    of = {"source": "t.csv", "pretrained": str(bert)}
+    assert preset(FinetuneConfig(**of), 5000, 77)["loss.keep"] == 1
+    assert "loss.keep" not in preset(FinetuneConfig(**of, method="lora"), 5000, 77)
+    assert "loss.keep" not in preset(FinetuneConfig(**of), 5000, None)
+    (tmp_path / "config.toml").write_text("")
+    assert "loss.keep" not in preset(FinetuneConfig(source="t.csv", pretrained=str(tmp_path)), 5000, 77)
 
 
 def test_a_comparison_is_of_one_label_each(tmp_path: Path, bert: Path) -> None:
@@ -83,6 +112,8 @@ def test_a_comparison_is_of_one_label_each(tmp_path: Path, bert: Path) -> None:
         FinetuneConfig(source=str(path)).with_("loss.contrast", 0.5)
     with pytest.raises(ConfigError, match=r"leave encoder\.ngrams out"):
         config.with_("encoder.ngrams", True)
+    with pytest.raises(ConfigError, match=r"loss\.keep is for texts of one label each"):
+        prepare_texts(config.with_("loss.contrast", 0.0).with_("loss.keep", 0.5))
 
 
 def test_few_texts_end_as_any_others(tmp_path: Path, bert: Path) -> None:

@@ -246,7 +246,7 @@ def test_resuming_gives_the_same_bits(
 ) -> None:
     chosen = config(table(), base / of, train__save_every=5, train__epochs=3.0, encoder__dropout=0.1)
     if of == "masked":
-        chosen = chosen.with_("encoder.masked", 0.2)
+        chosen = chosen.with_("encoder.masked", 0.2).with_("loss.keep", 1.0)
     whole = recipe.finetune_config(chosen, tmp_path / "whole")
     log, count = Run.log, 0
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from feedfwd.train.contrastive import beside, by_label, contrastive, listwise, pointwise
+from feedfwd.train.contrastive import away, beside, by_label, contrastive, listwise, pointwise
 from feedfwd.train.losses import cross_entropy
 
 
@@ -58,7 +58,22 @@ def test_a_comparison_beside_a_loss_counts_by_its_weight():
     torch.manual_seed(0)
     y, labels = torch.randn(6, 3 + 4), torch.tensor([0, 1, 2, 0, 1, 2])
     plain, compared = cross_entropy(y[:, :3], labels), by_label(y[:, 3:], labels, temperature=0.1)
-    torch.testing.assert_close(beside(cross_entropy, 3, 0.5)(y, labels), plain + 0.5 * compared)
+    torch.testing.assert_close(beside(cross_entropy, 3, contrast=0.5)(y, labels), plain + 0.5 * compared)
+    before = torch.randn(6, 4)
+    far = 1 - (F.normalize(y[:, 3:], dim=1) * F.normalize(before, dim=1)).sum(1)
+    with_vectors = torch.cat([labels[:, None].float(), before], 1)
+    torch.testing.assert_close(beside(cross_entropy, 3, keep=2.0)(y, with_vectors), plain + 2 * far)
+    all_ = beside(cross_entropy, 3, contrast=0.5, keep=2.0)(y, with_vectors)
+    torch.testing.assert_close(all_, plain + 0.5 * compared + 2 * far)
+
+
+def test_what_a_vector_was_is_compared_in_full_precision():
+    torch.manual_seed(0)
+    now, before = torch.randn(20, 64), torch.randn(20, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = away(now, before)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, away(now, before))
 
 
 def test_listwise_is_the_formula_with_gaps():

@@ -92,6 +92,7 @@ class PreparedTexts:
     named: bool = False  # whether the classes' names are training texts
     few: bool = False  # whether the classes have few texts each
     taught: Taught | None = None  # what a teacher says to the training texts, and to others
+    before: Tensor | None = None  # (N, W) the training texts' vectors before training, which they are to stay near
 
     @property
     def model(self) -> Network:
@@ -134,6 +135,8 @@ class PreparedTexts:
         rows = self.train.rows
         if self.taught is not None:
             rows, targets = self.taught.examples(rows, self.train.data)
+        if self.before is not None:
+            targets = torch.cat([targets[:, None].float(), self.before], 1)
         alike = 1
         if isinstance(self.model, Encoder):  # where a place filled up costs as much as a token
             alike = COMPARED if c.loss.contrast else ALIKE
@@ -283,10 +286,12 @@ def prepare_texts(config: FinetuneConfig, *, resolved: bool = False) -> Prepared
         if model.bag is not None:
             model.bag.weigh(reader.buckets(training.rows).to(device), len(training))
             loss = per_member(loss)
-        if config.loss.contrast:
+        contrast, keep = config.loss.contrast, config.loss.keep
+        if contrast or keep:
             if goal.kind != "label":
-                raise ConfigError("loss.contrast compares texts of one label each", hint="leave it out")
-            model.shows_vectors, loss = True, beside(loss, goal.outputs, config.loss.contrast)
+                name = "contrast" if contrast else "keep"
+                raise ConfigError(f"loss.{name} is for texts of one label each", hint="leave it out")
+            model.shows_vectors, loss = True, beside(loss, goal.outputs, contrast=contrast, keep=keep)
         tokens = round(tokens * float(reader.lengths(training.rows).float().mean()))
     prepared = PreparedTexts(
         config=config,
@@ -344,17 +349,22 @@ def _start(p: PreparedTexts, model: Encoder) -> None:
         p.adapted += f"; {hides.share:.0%} of the tokens read as the mask token"
     if c.loss.contrast:
         p.adapted += "; a batch's texts of one label are drawn together"
+    if c.loss.keep:
+        p.adapted += "; texts' vectors are kept near what they were"
     # so that an update touches the tokens of its batch alone
     model.backbone.embedding.sparse = model.backbone.embedding.weight.requires_grad
     if c.method == "head":
         begun = time.perf_counter()
         p.train.features = p.classifier.features(p.train.rows).to(p.device)
         p.seconds = time.perf_counter() - begun
-    if p.start != "random":
+    if p.start != "random" or c.loss.keep:
         begun = time.perf_counter()
         features = p.classifier.features(p.train.rows) if p.features is None else p.features
-        p.begin(model, features, p.train.data.targets)
-        p.adapted += f"; the head begins at {STARTS[p.start]}"
+        if c.loss.keep:
+            p.before = features.float().cpu()
+        if p.start != "random":
+            p.begin(model, features, p.train.data.targets)
+            p.adapted += f"; the head begins at {STARTS[p.start]}"
         p.seconds += time.perf_counter() - begun
 
 

@@ -1,4 +1,4 @@
-"""Losses over candidates: the answers of a query are to score above what else there is."""
+"""Losses of vectors: answers are to score above the rest, texts of one label to lie together, none to stray."""
 
 # B queries, M candidates of the whole batch, K candidates of one query at most, R rows, W width, O outputs
 
@@ -45,13 +45,33 @@ def by_label(vectors_BW: Tensor, labels_B: Tensor, *, temperature: float) -> Ten
         return -chances.sum(1) / same.sum(1).clamp(min=1) * (len(found) / found.sum().clamp(min=1))
 
 
-def beside(loss: Loss, outputs: int, weight: float, temperature: float = 0.1) -> Loss:
-    """`loss` of an example's outputs, and `weight` times `by_label` of the vectors behind them (B, O + W)."""
+def away(vectors_BW: Tensor, before_BW: Tensor) -> Tensor:
+    """(B,): 1 − the cosine of each vector with the one that it was before training.
 
-    def both(y: Tensor, labels: Tensor) -> Tensor:
-        return loss(y[:, :outputs], labels) + weight * by_label(y[:, outputs:], labels, temperature=temperature)
+    Jung et al. 2016, arXiv 1607.00122 ("less-forgetting learning"), with the cosine for their squared distance.
 
-    return both
+    >>> away(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+    tensor([0., 1.])
+    """
+    with torch.autocast(vectors_BW.device.type, enabled=False):
+        return 1 - F.cosine_similarity(vectors_BW.float(), before_BW.float())
+
+
+def beside(loss: Loss, outputs: int, *, contrast: float = 0.0, keep: float = 0.0, temperature: float = 0.1) -> Loss:
+    """`loss` of an example's outputs, `contrast` times `by_label` and `keep` times `away` of the vector behind them.
+
+    The network gives (B, O + W). The targets are labels (B,); with `keep` (B, 1 + W), a label and behind it the vector
+    that the text had before.
+    """
+
+    def all_(y: Tensor, targets: Tensor) -> Tensor:
+        vectors, labels = y[:, outputs:], targets[:, 0].long() if keep else targets
+        found = loss(y[:, :outputs], labels)
+        if contrast:
+            found = found + contrast * by_label(vectors, labels, temperature=temperature)
+        return found + keep * away(vectors, targets[:, 1:]) if keep else found
+
+    return all_
 
 
 def listwise(scores_R1: Tensor, targets_BK: Tensor) -> Tensor:
