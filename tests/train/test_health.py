@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -257,6 +258,17 @@ def test_answers_that_look_at_no_input_are_called_worthless() -> None:
     assert "no better than chance" in coursed(falling, {100: {"log_loss": 0.7, "auroc": 0.51}})[0].finding
     assert coursed(falling, {50: {"rmse": 3.0, "r2": -0.2}, 100: {"rmse": 2.0, "r2": 0.1}}) == []
     assert coursed(falling, {100: {"log_loss": 0.7, "auroc": 0.51}}, held_out=20) == []
+
+
+def test_where_nothing_is_held_back_the_test_part_tells_of_worthless_answers(tmp_path: Path) -> None:
+    x, labels = torch.randn(300, 8), torch.arange(300) % 3
+    np.savez(tmp_path / "shuffled.npz", inputs=x.numpy(), targets=labels.numpy())
+    np.savez(tmp_path / "apt.npz", inputs=(x + 2 * torch.eye(8)[labels]).numpy(), targets=labels.numpy())
+    said: list[str] = []
+    for name in ("shuffled", "apt"):
+        ff.fit(tmp_path / f"{name}.npz", run=tmp_path / name, effort="quick", settings={"train.steps": 100})
+        said += [f"{name}: {e['finding']}" for e in events(tmp_path / name, "finding")]
+    assert len(said) == 1 and said[0].startswith("shuffled: the answers to the test part are no better than chance")
 
 
 VARIED = [

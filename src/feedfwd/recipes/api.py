@@ -11,10 +11,10 @@ from feedfwd.recipes.verbs import verb_of
 
 
 def fit(
-    source: str | FitConfig,
+    source: str | Path | FitConfig,
     *,
     run: str | Path | None = None,
-    test: str | None = None,
+    test: str | Path | None = None,
     target: str | list[str] | None = None,
     split: str | None = None,
     effort: str | None = None,
@@ -29,9 +29,10 @@ def fit(
     `settings` holds further settings by dotted key, such as {"ffn.activation": "gelu"}; `source` may also be a whole
     FitConfig. Raises FeedfwdError for what can't be trained.
     """
-    config = source if isinstance(source, FitConfig) else FitConfig(source=source)
+    if not isinstance(source, FitConfig):
+        source = parse(FitConfig, {"source": str(source) if isinstance(source, Path) else source})
     flags = {
-        "test": test,
+        "test": None if test is None else str(test),
         "target": [target] if isinstance(target, str) else target,
         "effort": effort,
         "minutes": minutes,
@@ -41,7 +42,7 @@ def fit(
     given: dict[str, Any] = {key: value for key, value in flags.items() if value is not None}
     if split is not None:
         given["data"] = {"split": split}
-    config = parse(FitConfig, merge(config.said(), given))
+    config = parse(FitConfig, merge(source.said(), given))
     for key, value in (settings or {}).items():
         config = config.with_(key, value)
     with Terminal() as terminal:

@@ -243,7 +243,9 @@ class Finetuning(Training):
         if p.validation is not None:
             scores["validation"] = self._scores(p.validation)[1]
         judgement = judge(p, self.run, self.listener.say)  # first, for the test part's scores are at its temperature
-        answers, scores["test"] = self._scores(p.test)
+        answers, tested = self._scores(p.test)
+        scores["test"] = tested
+        self.tested(tested, len(p.test))
         rows = p.test.data.rows
         indices = None if rows is None else rows.numpy()
         shown = p.goal.details(answers, p.test.data.targets, indices)
@@ -338,10 +340,11 @@ def _of_encoder(p: PreparedTexts, model: Encoder) -> list[str]:
     assert p.pretrained is not None
     b, lengths = model.backbone, p.lengths(p.train)
     kind = "decoder" if b.causal else "encoder"
+    vector = "means of three layers' states" if model.pooling == "layers" else f"{model.pooling} of the last states"
     return [
         f"from {p.pretrained.name}: {p.pretrained.family or 'a run of ours'}, {kind} of {len(b.blocks)} layers, "
         f"{b.width} wide; {float(lengths.float().mean()):,.0f} tokens a text, at most {int(lengths.max()):,}",
-        f"{model.pooling} of the last states, head {'-'.join(map(str, model.mlp.sizes))}"
+        f"{vector}, head {'-'.join(map(str, model.mlp.sizes))}"
         f"{'' if model.bag is None else f' and a bag of n-grams in {p.config.bag.buckets:,} buckets'}; {p.adapted}",
     ]
 

@@ -213,8 +213,9 @@ class Fitting(Training):
         scores: dict[str, dict[str, float] | None] = {"validation": None}
         if p.validation is not None:
             scores["validation"] = self.scores(p.validation)[1]
-        answers, scores["test"] = self.scores(p.test)
-        test = p.test.data
+        answers, tested = self.scores(p.test)
+        test, scores["test"] = p.test.data, tested
+        self.tested(tested, len(test))
         shown = predictor.details(answers, test, _pictures(test.inputs) if test.is_image else None)
         self.run.save_model(p.model.state_dict())
         examples = self.step * p.examples_per_update

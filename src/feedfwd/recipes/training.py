@@ -213,6 +213,11 @@ class Training:
                 self.run.log(checkup.event())
             self._report(findings)
 
+    def tested(self, scores: Mapping[str, float], examples: int) -> None:
+        """What the test part's scores say of the whole, where none is held back to say it."""
+        if self.health is not None and not self.held_out:
+            self._report(self.health.tested(self.step, scores, examples))
+
     def _report(self, findings: list[Finding]) -> None:
         for finding in findings:
             self.run.log({"event": "finding", **asdict(finding)})

@@ -370,22 +370,27 @@ class Health:
         if name is None or not math.isfinite(scores[name]):
             return []
         self._validation.append((step, scores[name]))
-        return self._new([*self._worthless(step, scores), *self._by_heart(step, scores[name])])
+        worthless = self._worthless(step, scores, "held-out answers", self.held_out)
+        return self._new([*worthless, *self._by_heart(step, scores[name])])
 
-    def _worthless(self, step: int, scores: Mapping[str, float]) -> Iterator[Finding]:
+    def tested(self, step: int, scores: Mapping[str, float], examples: int) -> list[Finding]:
+        """Take in the scores of so many test examples, where nothing was held back; they choose nothing."""
+        return self._new([*self._worthless(step, scores, "answers to the test part", examples)])
+
+    def _worthless(self, step: int, scores: Mapping[str, float], which: str, examples: int) -> Iterator[Finding]:
         """Whether, when all is done, an answer that looks at no input would do as well."""
-        if step != self._total or step < 40 or self.held_out < JUDGED:
+        if step != self._total or step < 40 or examples < JUDGED:
             return
         r2, auroc = scores.get("r2", math.nan), scores.get("auroc", math.nan)
         if r2 < 0:
             what = f"worse than the mean of the targets (R² {r2:.2g})"
-        elif auroc < 0.5 + 1 / math.sqrt(self.held_out):  # 1.7 standard errors of balanced classes
+        elif auroc < 0.5 + 1 / math.sqrt(examples):  # 1.7 standard errors of balanced classes
             what = f"no better than chance (AUROC {auroc:.2f})"
         else:
             return
         yield Finding(
             "worthless",
-            f"the held-out answers are {what}",
+            f"the {which} are {what}",
             "see that the targets belong to the inputs and can be told from them; try another optimizer.lr, or more "
             "updates",
             step,
