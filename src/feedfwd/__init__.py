@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from feedfwd.ffn.gated import GatedFFN
     from feedfwd.loading import load
     from feedfwd.models.mlp import MLP
-    from feedfwd.recipes.api import fit
+    from feedfwd.recipes.api import finetune, fit, pretrain
 
 __all__ = [
     "MLP",
@@ -32,8 +32,10 @@ __all__ = [
     "GatedFFN",
     "__version__",
     "ffn",
+    "finetune",
     "fit",
     "load",
+    "pretrain",
     "testing",
 ]
 
@@ -45,7 +47,9 @@ _HOMES = {
     "FitConfig": "feedfwd.config",
     "FeedForwardClassifier": "feedfwd.estimators",
     "FeedForwardRegressor": "feedfwd.estimators",
+    "finetune": "feedfwd.recipes.api",
     "fit": "feedfwd.recipes.api",
+    "pretrain": "feedfwd.recipes.api",
     "load": "feedfwd.loading",
 }
 

@@ -196,10 +196,7 @@ def finetune(
     resume: ResumeRun = None,
 ) -> None:
     """Learn labels or numbers of texts, from a pretrained model or from scratch; or to answer, from conversations."""
-    from feedfwd.config import parse
-    from feedfwd.config_finetune import FinetuneConfig
-    from feedfwd.errors import ConfigError
-    from feedfwd.recipes import finetune as recipe
+    from feedfwd.recipes import tasks
     from feedfwd.recipes.console import Terminal
     from feedfwd.recipes.verbs import verb_of
 
@@ -215,47 +212,16 @@ def finetune(
         "minutes": minutes,
         "seed": seed,
     }
+    of_labels = {"shots": shots, "teacher": teacher, "unlabelled": unlabelled}
     with Terminal() as terminal:
         if resume is not None:
             not_from_beside_resume(resume, pretrained)
-            taught = {"teacher": teacher, "unlabelled": unlabelled}
-            refuse_beside_resume({**flags, "shots": shots, **taught}, set_=set_, run=run, config=config)
-            if verb_of(resume) == "instruct":
-                from feedfwd.recipes import instruct
-
-                instruct.resume(resume, terminal, started=STARTED)
-                return
-            if verb_of(resume) in ("embed", "rank"):
-                from feedfwd.recipes import embed, rank
-
-                (embed if verb_of(resume) == "embed" else rank).resume(resume, terminal, started=STARTED)
-                return
-            recipe.resume(resume, terminal, started=STARTED)
+            refuse_beside_resume({**flags, **of_labels}, set_=set_, run=run, config=config)
+            tasks.task(verb_of(resume)).resume(resume, terminal, started=STARTED)
             return
-        task = cli_tasks.task_of(terminal, flags, set_, config, labelled=teacher is not None or unlabelled is not None)
-        flags["task"], set_ = task, [pair for pair in set_ or [] if pair.partition("=")[0].strip() != "task"]
-        for name, value in (("teacher", teacher), ("unlabelled", unlabelled)):
-            if value is not None and task not in (None, "classify", "regress"):
-                raise ConfigError(f"--{name} is for labelled texts, not for --task {task}", hint="leave it out")
-            set_ = [*set_, *([f"distil.{name}={value}"] if value is not None else [])]
-        if task == "continue":
-            cli_tasks.train_further(terminal, flags | {"shots": shots}, set_, config, run, dry_run)
-            return
-        if task == "instruct":
-            cli_tasks.learn_to_answer(terminal, flags | {"shots": shots}, set_, config, run, dry_run)
-            return
-        if task in ("embed", "rank"):
-            cli_tasks.learn_from_pairs(terminal, flags | {"shots": shots}, set_, config, run, dry_run)
-            return
-        set_ = [*set_, *([f"data.shots={shots}"] if shots is not None else [])]
-        settings = layered(FinetuneConfig, config, set_, flags)
-        if "source" not in settings:
-            raise ConfigError("no DATA to train on", hint="try: feedfwd finetune train.csv")
-        chosen = parse(FinetuneConfig, settings)
-        if dry_run:
-            recipe.dry_run(chosen, terminal)
-        else:
-            recipe.finetune_config(chosen, run, terminal, started=STARTED)
+        labelled = teacher is not None or unlabelled is not None
+        task = cli_tasks.task_of(terminal, flags, set_, config, labelled=labelled)
+        cli_tasks.learn(terminal, task, {**flags, **of_labels}, set_, config, run, dry_run)
 
 
 def not_from_beside_resume(resume: Path, pretrained: str | None) -> None:

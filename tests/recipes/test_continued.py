@@ -183,7 +183,7 @@ def test_the_commands(bases: Path, capsys: pytest.CaptureFixture[str], monkeypat
         (["pretrain", "--resume", "one", "--from", base], "leave one out"),
         (["pretrain", "--resume", "one"], "pretrain SOURCE --from one"),
         (["finetune", source, "--task", "continue"], "--from"),
-        (["finetune", "--task", "continue", "--from", base], "no text"),
+        (["finetune", "--task", "continue", "--from", base], "no DATA"),
         (["finetune", source, "--task", "continue", "--from", base, "--shots", "2"], "--shots"),
         (["pretrain", source, "--from", "nothing"], "neither a run"),
         (["pretrain", source, "--method", "lora"], "--from"),
