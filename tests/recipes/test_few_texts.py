@@ -7,9 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from feedfwd.checkpoint import Run
 from feedfwd.config_finetune import FinetuneConfig, preset
 from feedfwd.errors import ConfigError
 from feedfwd.models.encoder import Encoder, logistic_regression
+from feedfwd.recipes import finetune as recipe
+from feedfwd.recipes.console import Silent
 from feedfwd.recipes.finetune import finetune_config
 from feedfwd.recipes.texts import PreparedTexts, prepare_texts
 
@@ -75,8 +78,11 @@ def test_few_texts_are_compared_and_partly_hidden(tmp_path: Path, bert: Path) ->
 
 def test_vectors_are_kept_near_what_they_were(tmp_path: Path, bert: Path) -> None:
     p = prepared(tmp_path, bert)
-    assert p.config.loss.keep == 1 and p.before is not None and "kept near" in p.adapted
+    assert p.config.loss.keep == 1 and "kept near" in p.adapted
     first = p.classifier.features(p.train.rows)
+    assert next(p.batches()).targets.shape[1] == 1 + 16  # for an update to be tried, before any are there
+    p.read_before(print)
+    assert p.before is not None
     torch.testing.assert_close(p.before, first)
     batch = next(p.batches())
     labels, before = batch.targets[:, 0].long(), batch.targets[:, 1:]
@@ -91,6 +97,22 @@ def test_vectors_are_kept_near_what_they_were(tmp_path: Path, bert: Path) -> Non
 
     free = moved(0.0)
     assert moved(100.0) < free / 3
+
+
+def test_what_leaves_no_time_to_read_all_texts_first_keeps_none(
+    tmp_path: Path, bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(Silent, "say", lambda self, line: said.append(line))
+    p = prepared(tmp_path, bert)
+    monkeypatch.setattr(recipe, "tried", lambda p: 0.01)
+    whole = finetune_config(p.config.with_("minutes", 0.01), tmp_path / "whole")
+    assert Run(tmp_path / "whole").settings()["loss"]["keep"] == 1
+    assert whole.result["steps"] == int(0.95 * (0.6 - 0.004 * p.updates_per_epoch) / 0.01)
+    monkeypatch.setattr(recipe, "tried", lambda p: 0.2)
+    short = finetune_config(p.config.with_("minutes", 0.01), tmp_path / "short")
+    assert Run(tmp_path / "short").settings()["loss"]["keep"] == 0 and short.result["steps"] == 2
+    assert sum("loss.keep left out" in line for line in said) == 1
 
 
 def test_few_vectors_of_ours_are_worth_keeping(tmp_path: Path, bert: Path) -> None:

@@ -35,6 +35,7 @@ from feedfwd.train.loop import train
 from feedfwd.train.progress import plan_steps, typical
 
 WARMUP, TIMED, LONGEST = 3, 30, 5.0  # updates of a trial, and the seconds it may take
+READING = 0.4  # of the time of an update, what its texts take to be read alone
 
 
 def finetune_config(
@@ -81,7 +82,13 @@ def _begun(prepared: PreparedTexts, run: Run, listener: Listener, started: float
     if prepared.pretrained is not None:
         write_text(run.path / TOKENIZER, prepared.pretrained.tokenizer.text)
     if prepared.config.minutes is not None:
-        steps = plan_steps(60 * prepared.config.minutes, per_step=tried(prepared))
+        seconds, per_step, reading = 60 * prepared.config.minutes, tried(prepared), 0.0
+        if prepared.config.loss.keep:
+            reading = per_step * prepared.updates_per_epoch * READING
+            if reading > seconds / 4:
+                listener.say(f"loss.keep left out: to read all texts first would take {duration(reading)}")
+                prepared, reading = prepare_texts(prepared.config.with_("loss.keep", 0.0), resolved=True), 0.0
+        steps = plan_steps(seconds - reading, per_step=per_step)
         listener.say(f"{steps:,} updates fit into {prepared.config.minutes:g} minutes")
         prepared = replace(prepared, config=prepared.config.with_("minutes", None).with_("train.steps", steps))
         run.write_settings("finetune", prepared.frozen().model_dump(exclude_none=True))
@@ -155,6 +162,8 @@ class Finetuning(Training):
 
     def __init__(self, prepared: PreparedTexts, run: Run, listener: Listener, started: float) -> None:
         c = prepared.config
+        if c.loss.keep:  # before a saved state takes the weights' place
+            prepared.read_before(listener.say)
         super().__init__(
             run,
             listener,

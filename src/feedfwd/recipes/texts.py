@@ -3,7 +3,7 @@
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -38,11 +38,13 @@ from feedfwd.recipes.few_texts import STARTS, few_texts, hiding, start_of
 from feedfwd.recipes.goals import Goal, Number, SeveralLabels, goal_for
 from feedfwd.recipes.prepare import usable_device, use_threads
 from feedfwd.recipes.pretrained import Pretrained, load_pretrained
+from feedfwd.report.words import duration
 from feedfwd.train.contrastive import beside
 from feedfwd.train.losses import Loss
 from feedfwd.train.precision import Precision, choose, products
 from feedfwd.train.rows import RowAdam
 
+READ = 1024  # texts that are read at once before training
 NGRAM_RATE = 0.01  # of what stands beside a pretrained model, as of a bag by itself
 COMPARED = 4  # batches of texts about as long as each other where a loss compares them: others are to meet each time
 
@@ -135,14 +137,26 @@ class PreparedTexts:
         rows = self.train.rows
         if self.taught is not None:
             rows, targets = self.taught.examples(rows, self.train.data)
-        if self.before is not None:
-            targets = torch.cat([targets[:, None].float(), self.before], 1)
+        if c.loss.keep:  # an update is tried out before the vectors are there
+            before = torch.zeros(1, self.model.width) if self.before is None else self.before
+            targets = torch.cat([targets[:, None].float(), before.expand(len(targets), -1)], 1)
         alike = 1
         if isinstance(self.model, Encoder):  # where a place filled up costs as much as a token
             alike = COMPARED if c.loss.contrast else ALIKE
         return RaggedBatches(
             rows, targets, c.train.batch_size, seed=c.seed, alike=alike, transform=self.hides, device=self.device
         )
+
+    def read_before(self, say: Callable[[str], None]) -> None:
+        """Take the vectors that the training texts are to stay near, of the model as it came."""
+        begun, found, parts = time.perf_counter(), [], torch.split(torch.arange(len(self.train)), READ)
+        for part in parts:
+            found.append(self.classifier.features(self.train.rows.select(part)).float().cpu())
+            left = (len(parts) - 1) * (time.perf_counter() - begun)
+            if len(found) == 1 and left > 5:
+                say(f"reads the training texts once by the model as it came: about {duration(left)}")
+        self.before = torch.cat(found)
+        self.seconds += time.perf_counter() - begun
 
     @property
     def hides(self) -> HideTokens | None:
@@ -286,6 +300,8 @@ def prepare_texts(config: FinetuneConfig, *, resolved: bool = False) -> Prepared
         if model.bag is not None:
             model.bag.weigh(reader.buckets(training.rows).to(device), len(training))
             loss = per_member(loss)
+        if model.pooling == "layers":
+            model.count_tokens(training.rows.values.to(device))
         contrast, keep = config.loss.contrast, config.loss.keep
         if contrast or keep:
             if goal.kind != "label":
@@ -357,14 +373,11 @@ def _start(p: PreparedTexts, model: Encoder) -> None:
         begun = time.perf_counter()
         p.train.features = p.classifier.features(p.train.rows).to(p.device)
         p.seconds = time.perf_counter() - begun
-    if p.start != "random" or c.loss.keep:
+    if p.start != "random":
         begun = time.perf_counter()
         features = p.classifier.features(p.train.rows) if p.features is None else p.features
-        if c.loss.keep:
-            p.before = features.float().cpu()
-        if p.start != "random":
-            p.begin(model, features, p.train.data.targets)
-            p.adapted += f"; the head begins at {STARTS[p.start]}"
+        p.begin(model, features, p.train.data.targets)
+        p.adapted += f"; the head begins at {STARTS[p.start]}"
         p.seconds += time.perf_counter() - begun
 
 
