@@ -69,10 +69,7 @@ class BagConfig(Settings):
 class EncoderConfig(Settings):
     """How a pretrained model reads a text, and the layers above the text's vector."""
 
-    pooling: Literal["auto", "mean", "cls", "last", "layers"] = Field(
-        "auto",
-        description="auto: as the model was trained; layers: of three layers, frequent tokens counting less",
-    )
+    pooling: Literal["auto", "mean", "cls", "last"] = Field("auto", description="auto: as the model was trained")
     longest: Annotated[int, Field(ge=4)] = Field(256, description="tokens of a text; what is longer is cut")
     hidden: list[Count] = Field([], description="width of each hidden layer of the head; none: a linear map")
     input_dropout: Share = Field(0.1, description="on the text's vector")

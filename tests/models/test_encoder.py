@@ -48,27 +48,6 @@ def test_the_backbones_own_head_and_pooler_are_taken_off() -> None:
     assert model.backbone.settings["head"] == "none" and not model.backbone.settings["pooler"]
 
 
-def test_of_several_layers_frequent_tokens_count_less() -> None:
-    model, x = encoder("layers"), torch.tensor([[5, 7, 9], [4, 7, PAD]])
-    model.count_tokens(torch.tensor([7] * 30 + [5, 4, 9] + [40, 41] * 50 + [PAD] * 9))  # 40 and 41 are n-grams
-    shares = torch.zeros(40)
-    shares[[7, 5, 4, 9]] = torch.tensor([30.0, 1.0, 1.0, 1.0]) / 33
-    torch.testing.assert_close(model.rarity, 1e-3 / (1e-3 + shares))
-    with torch.no_grad():
-        found, kept = model.features(x), []
-        last = model.backbone.hidden(x.clamp(min=0), lengths=torch.tensor([3, 2]), kept=kept)
-    assert len(kept) == 3 and found.shape == (2, 48) and model.mlp.sizes[0] == model.width == 48
-    for i, states in enumerate((kept[0], kept[1], last)):
-        weights = model.rarity[torch.tensor([4, 7])]
-        vector = (weights[:, None] * states[1, :2]).sum(0) / weights.sum()
-        torch.testing.assert_close(
-            found[1, 16 * i : 16 * i + 16], vector / vector.square().mean().sqrt(), rtol=1e-3, atol=1e-4
-        )
-    other = encoder("layers")
-    other.load_state_dict(model.state_dict())
-    assert torch.equal(other(x), model(x))
-
-
 def test_an_unknown_pooling_offers_the_nearest() -> None:
     with pytest.raises(ConfigError, match="mean"):
         encoder("meen")

@@ -13,11 +13,8 @@ from feedfwd.checkpoint import Run
 from feedfwd.config import overrides, parse
 from feedfwd.config_finetune import FinetuneConfig, preset
 from feedfwd.config_pretrain import PretrainConfig
-from feedfwd.errors import ConfigError
 from feedfwd.models.encoder import Encoder
 from feedfwd.recipes import finetune as recipe
-from feedfwd.recipes.console import Silent
-from feedfwd.recipes.export import export_run
 from feedfwd.recipes.held_out import memory
 from feedfwd.recipes.interrupt import Interrupted
 from feedfwd.recipes.pretrain import pretrain_config
@@ -87,19 +84,6 @@ def test_a_run_learns_and_can_be_moved(
     assert loaded.predict_proba(texts) == pytest.approx(found.predict_proba(texts), abs=1e-5)
     assert loaded.embed(texts).shape == (3, 32)
     assert not any("lora" in name for name in loaded.model.state_dict())
-
-
-def test_the_means_of_three_layers_may_stand_for_a_text(tmp_path: Path, base: Path, table: Callable[..., str]) -> None:
-    chosen = config(table(n=120), base / "next", encoder__pooling="layers", encoder__windows=2, encoder__longest=16)
-    found = recipe.finetune_config(chosen, tmp_path / "run")
-    assert found.result["test"]["accuracy"] >= 0.7 and found.model.mlp.sizes == (96, 3)
-    tokens = found.reader.tokenizer.encode([" g%"], longest=None, special=False)[0]
-    often, seldom, never = found.model.rarity[torch.tensor(tokens)]
-    assert often < seldom < never == 1
-    loaded, texts = ff.load(tmp_path / "run"), ["my card was stolen", "", "good morning " * 40]
-    assert loaded.predict_proba(texts) == pytest.approx(found.predict_proba(texts), abs=1e-5)
-    with pytest.raises(ConfigError, match=r"encoder\.pooling=layers"):
-        export_run(tmp_path / "run", "hf", tmp_path / "hf", Silent())
 
 
 def test_adapters_train_a_few_parameters_and_leave_the_rest(base: Path, table: Callable[..., str]) -> None:

@@ -15,15 +15,14 @@ from feedfwd.models.bag import Bag
 from feedfwd.models.mlp import MLP
 from feedfwd.models.transformer import Transformer
 
-POOLINGS = ("mean", "cls", "last", "layers")
-RARE = 1e-3  # share of the texts' tokens from which on a token counts less than half; Arora et al. 2017
+POOLINGS = ("mean", "cls", "last")
 
 
 def pool(h: Tensor, there: Tensor, how: str) -> Tensor:  # (B, T, W), (B, T) -> (B, W)
     """The mean over a row's own tokens, its first token, or its last one; what fills a row up counts for nothing.
 
     >>> h, there = torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[True, True, False]])
-    >>> [pool(h, there, how).item() for how in ("mean", "cls", "last")]
+    >>> [pool(h, there, how).item() for how in POOLINGS]
     [2.0, 1.0, 3.0]
     """
     match how:
@@ -36,18 +35,6 @@ def pool(h: Tensor, there: Tensor, how: str) -> Tensor:  # (B, T, W), (B, T) -> 
             last = (there.sum(1) - 1).clamp(min=0)
             return h[torch.arange(len(h), device=h.device), last]
     raise ConfigError(f"unknown pooling {how!r}", hint=nearest(how, POOLINGS))
-
-
-def pool_layers(states: Sequence[Tensor], weights_BT: Tensor) -> Tensor:  # (B, T, W) each -> (B, states x W)
-    """The weighted mean over a row's tokens of the states of several layers, each scaled to a mean square of 1.
-
-    >>> low, high = torch.tensor([[[3.0], [1.0]]]), torch.tensor([[[0.0], [-9.0]]])
-    >>> pool_layers([low, high], torch.tensor([[1.0, 3.0]]))
-    tensor([[ 1., -1.]])
-    """
-    shares_BT = weights_BT / weights_BT.sum(1, keepdim=True).clamp(min=1e-9)
-    found = [(shares_BT[..., None] * h.float()).sum(1) for h in states]
-    return torch.cat([F.rms_norm(v, (v.shape[1],)) for v in found], 1)
 
 
 def windows(x: Tensor, size: int) -> tuple[Tensor, Tensor]:  # (B, T) -> (N, size), (N,)
@@ -107,11 +94,6 @@ class Encoder(nn.Module):
     be trained by itself, for together the quicker one leaves the other nothing to learn; in evaluation their sum with
     the two weights of `mix`, halves until `mix_by` has fitted them to texts held back.
 
-    With pooling "layers" a text's vector is three behind one another: of the first block's input, of the states at half
-    of the depth, and of the last ones, for a language model's last states are about the next word (Peters et al. 2018,
-    arXiv 1802.05365, use all layers). Each is the mean over its tokens, of which the frequent ones count less (Arora et
-    al. 2017, "A simple but tough-to-beat baseline for sentence embeddings"), as `count_tokens` found them.
-
     With `shows_vectors` a text's vector stands behind its outputs in training, (B, O + W), for a loss that compares
     texts.
 
@@ -121,7 +103,6 @@ class Encoder(nn.Module):
     """
 
     mix: Tensor
-    rarity: Tensor  # (V,) what a token counts in a text's vector, pooling "layers" alone
 
     def __init__(
         self,
@@ -140,9 +121,7 @@ class Encoder(nn.Module):
             raise ConfigError(f"unknown pooling {pooling!r}", hint=nearest(pooling, POOLINGS))
         self.backbone, self.pooling, self.window = backbone, pooling, window
         backbone.head, backbone.head_kind, backbone.pooler = nn.Identity(), "none", None
-        if pooling == "layers":
-            self.register_buffer("rarity", torch.ones(backbone.vocabulary))
-        self.mlp = MLP([self.width, *hidden, outputs], generator=generator, **mlp)
+        self.mlp = MLP([backbone.width, *hidden, outputs], generator=generator, **mlp)
         self.bag, self.shows_vectors = bag, False
         if bag is not None:
             self.register_buffer("mix", torch.full((2,), 0.5))
@@ -210,7 +189,7 @@ class Encoder(nn.Module):
     @property
     def width(self) -> int:
         """Of a text's vector."""
-        return self.backbone.width * (3 if self.pooling == "layers" else 1)
+        return self.backbone.width
 
     def read(self, x: Tensor) -> tuple[Tensor, Tensor]:  # (B, T) -> (B, W), (B, O)
         """`features`, and the outputs as evaluation has them, of one pass."""
@@ -251,20 +230,11 @@ class Encoder(nn.Module):
         if head.bias is not None:
             head.bias.copy_(bias)
 
-    @torch.no_grad()
-    def count_tokens(self, values: Tensor) -> None:
-        """Let each token count RARE / (RARE + its share of these) in a text's vector, pooling "layers"."""
-        own = (values != PAD) & (values < self.backbone.vocabulary)
-        counts = torch.bincount(values[own].long(), minlength=len(self.rarity))
-        self.rarity.copy_(RARE / (RARE + counts / counts.sum().clamp(min=1)))
-
     def _features(self, x: Tensor) -> Tensor:
-        there, ids = x != PAD, x.clamp(min=0)
-        if self.pooling != "layers":
-            return pool(self.backbone.hidden(ids, lengths=there.sum(1)), there, self.pooling)
-        kept: list[Tensor] = []
-        last = self.backbone.hidden(ids, lengths=there.sum(1), kept=kept)
-        return pool_layers([kept[0], kept[len(kept) // 2], last], there * self.rarity[ids])
+        there = x != PAD
+        lengths = there.sum(1)
+        h = self.backbone.hidden(x.clamp(min=0), lengths=lengths)
+        return pool(h, there, self.pooling)
 
     def embed(self, x: Tensor) -> Tensor:  # (B, T) -> (B, W)
         """The same scaled to length 1, so that a product of two is their cosine."""

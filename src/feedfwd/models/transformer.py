@@ -296,13 +296,11 @@ class Transformer(nn.Module):
         lengths: Lengths = None,
         types: Tensor | None = None,
         positions: Tensor | None = None,
-        kept: list[Tensor] | None = None,
     ) -> Tensor:  # (B, T) -> (B, T, W)
         """The last states: what `head` is applied to.
 
         `positions` (B, T) are those that were learned, where they aren't a row's own; rotary ones turn by differences
-        alone, so that `documents` suffice for texts that share a row. To `kept` are added the first block's input and
-        what each block gives.
+        alone, so that `documents` suffice for texts that share a row.
         """
         self.check(ids)
         x = self.embed(ids, torch.arange(ids.shape[1], device=ids.device) if positions is None else positions, types)
@@ -310,16 +308,12 @@ class Transformer(nn.Module):
             documents = documents_of(ids, self.end)
         documents = self._apart(ids, documents, lengths)
         sight, turn = Sight(self.causal, self.window, documents), self.turn(ids.shape[1], ids.device)
-        if kept is not None:
-            kept.append(x)
         for block in self.each_block():
             attention = partial(block.attention, turn=turn, sight=sight)
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(block, x, attention, use_reentrant=False)
             else:
                 x = block(x, attention)
-            if kept is not None:
-                kept.append(x)
         return self.norm(x)
 
     def summary(self, h: Tensor, lengths: Lengths = None) -> Tensor:  # (B, T, W) -> (B, W)

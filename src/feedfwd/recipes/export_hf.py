@@ -198,7 +198,7 @@ def _modules(
 
 def dense_layers(found: TextClassifier) -> list[Layer] | None:
     """The head as linear maps with an activation of torch's behind each; None where it is more than that."""
-    if isinstance(found.model, Bag) or found.model.bag is not None or found.model.pooling not in POOLED:
+    if isinstance(found.model, Bag) or found.model.bag is not None:
         return None
     mlp = found.model.mlp
     layers: list[Layer] = []

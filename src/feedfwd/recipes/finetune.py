@@ -349,11 +349,10 @@ def _of_encoder(p: PreparedTexts, model: Encoder) -> list[str]:
     assert p.pretrained is not None
     b, lengths = model.backbone, p.lengths(p.train)
     kind = "decoder" if b.causal else "encoder"
-    vector = "means of three layers' states" if model.pooling == "layers" else f"{model.pooling} of the last states"
     return [
         f"from {p.pretrained.name}: {p.pretrained.family or 'a run of ours'}, {kind} of {len(b.blocks)} layers, "
         f"{b.width} wide; {float(lengths.float().mean()):,.0f} tokens a text, at most {int(lengths.max()):,}",
-        f"{vector}, head {'-'.join(map(str, model.mlp.sizes))}"
+        f"{model.pooling} of the last states, head {'-'.join(map(str, model.mlp.sizes))}"
         f"{'' if model.bag is None else f' and a bag of n-grams in {p.config.bag.buckets:,} buckets'}; {p.adapted}",
     ]
 

@@ -300,8 +300,6 @@ def prepare_texts(config: FinetuneConfig, *, resolved: bool = False) -> Prepared
         if model.bag is not None:
             model.bag.weigh(reader.buckets(training.rows).to(device), len(training))
             loss = per_member(loss)
-        if model.pooling == "layers":
-            model.count_tokens(training.rows.values.to(device))
         contrast, keep = config.loss.contrast, config.loss.keep
         if contrast or keep:
             if goal.kind != "label":
