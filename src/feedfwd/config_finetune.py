@@ -270,8 +270,8 @@ def preset(config: FinetuneConfig, texts: int, classes: int | None = None) -> Ma
     small = OURS if config.method == "full" and (Path(config.pretrained) / "config.toml").is_file() else {}
     found = PRETRAINED[config.method] | small | {"train.epochs": epochs, "loss.class_weights": "none"}
     if classes is not None and config.method == "full" and not config.encoder.ngrams:
-        if not small:
-            found |= {"loss.keep": 1.0}  # a small model of ours knows less that is worth keeping
+        if not small and classes >= DIRECT:  # of few classes, and of a small model of ours, it was worth nothing
+            found |= {"loss.keep": 1.0}
         if texts <= FEW * classes:
             return found | FEW_TEXTS | {"train.epochs": (LONGER_OURS if small else LONGER) * epochs}
         if classes < DIRECT and not small:

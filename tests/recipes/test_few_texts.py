@@ -77,8 +77,8 @@ def test_few_texts_are_compared_and_partly_hidden(tmp_path: Path, bert: Path) ->
 
 
 def test_vectors_are_kept_near_what_they_were(tmp_path: Path, bert: Path) -> None:
-    p = prepared(tmp_path, bert)
-    assert p.config.loss.keep == 1 and "kept near" in p.adapted
+    p = prepared(tmp_path, bert, loss__keep=1.0)
+    assert "kept near" in p.adapted
     first = p.classifier.features(p.train.rows)
     assert next(p.batches()).targets.shape[1] == 1 + 16  # for an update to be tried, before any are there
     p.read_before(print)
@@ -104,7 +104,7 @@ def test_what_leaves_no_time_to_read_all_texts_first_keeps_none(
 ) -> None:
     said: list[str] = []
     monkeypatch.setattr(Silent, "say", lambda self, line: said.append(line))
-    p = prepared(tmp_path, bert)
+    p = prepared(tmp_path, bert, loss__keep=1.0)
     monkeypatch.setattr(recipe, "tried", lambda p: 0.01)
     whole = finetune_config(p.config.with_("minutes", 0.01), tmp_path / "whole")
     assert Run(tmp_path / "whole").settings()["loss"]["keep"] == 1
@@ -115,11 +115,12 @@ def test_what_leaves_no_time_to_read_all_texts_first_keeps_none(
     assert sum("loss.keep left out" in line for line in said) == 1
 
 
-def test_few_vectors_of_ours_are_worth_keeping(tmp_path: Path, bert: Path) -> None:
+def test_whose_vectors_are_kept(tmp_path: Path, bert: Path) -> None:
     of = {"source": "t.csv", "pretrained": str(bert)}
     assert preset(FinetuneConfig(**of), 5000, 77)["loss.keep"] == 1
     assert "loss.keep" not in preset(FinetuneConfig(**of, method="lora"), 5000, 77)
     assert "loss.keep" not in preset(FinetuneConfig(**of), 5000, None)
+    assert "loss.keep" not in preset(FinetuneConfig(**of), 5000, 9)
     (tmp_path / "config.toml").write_text("")
     assert "loss.keep" not in preset(FinetuneConfig(source="t.csv", pretrained=str(tmp_path)), 5000, 77)
 
