@@ -311,8 +311,17 @@ def parse(kind: type[S], tree: Mapping[str, Any]) -> S:
         message = first["msg"].removeprefix("Value error, ")
         message = message[0].lower() + message[1:]
         value = first["input"]
-        said = where if isinstance(value, Mapping | BaseModel) else f"{where}={value!r}"
+        if not where:  # of several settings together: the message names them, and what to do about it
+            what, _, hint = message.partition(": ")
+            raise ConfigError(what, hint=hint or "change one of these settings") from None
+        said = where if isinstance(value, Mapping | BaseModel) else f"{where}={_shown(value)}"
         raise ConfigError(f"{said} can't be used", hint=message) from None
+
+
+def _shown(value: object) -> str:
+    """A setting's value in a message; of what fills more than a line, such as a table, only the kind of thing."""
+    text = repr(value)
+    return text if len(text) < 200 and "\n" not in text else f"<{type(value).__name__}>"
 
 
 def _is_type_tag(part: object) -> bool:

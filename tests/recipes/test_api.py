@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import polars
 import pytest
 
 import feedfwd as ff
@@ -71,3 +72,7 @@ def test_what_cannot_be_is_refused_as_by_the_command(place: Path) -> None:
         ff.finetune(place / "pairs.jsonl", task="rank")
     with pytest.raises(ConfigError, match=r"model\.widht"):
         ff.pretrain(place / "text.txt", settings={"model.widht": 16})
+    with pytest.raises(ConfigError, match=r"^source=<DataFrame> can't be used"):
+        ff.finetune(polars.DataFrame({"text": ["a", "b"], "label": [0, 1]}))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"^loss\.keep is for a pretrained model that learns: --from"):
+        ff.finetune(place / "labels.jsonl", settings={"loss.keep": 1.0})
