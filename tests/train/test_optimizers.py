@@ -1,5 +1,6 @@
 """Optimizers: what decays, what Muon takes, packed matrices, exact state, and settings that can't be."""
 
+import contextlib
 from copy import deepcopy
 
 import pytest
@@ -7,8 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from feedfwd.errors import ConfigError
-from feedfwd.train import optimizers
-from feedfwd.train.optimizers import OPTIMIZERS, build_optimizer, hidden_matrices, orthogonalized
+from feedfwd.ffn import plain
+from feedfwd.ffn.init import Growth
+from feedfwd.train import muon, muon_native
+from feedfwd.train.muon import orthogonalized
+from feedfwd.train.optimizers import OPTIMIZERS, build_optimizer, hidden_matrices
 
 
 class Gated(nn.Module):
@@ -92,8 +96,8 @@ def test_muon_leaves_embeddings_and_a_tied_output_to_adamw() -> None:
 
 @pytest.mark.parametrize("native", [True, False])
 def test_muon_is_torchs_on_the_parts_of_a_packed_parameter(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optimizers, "lacks_bf16", lambda kind: "" if native else "no bf16 products")
-    monkeypatch.setattr(optimizers, "QUINTICS", 5 * [(3.4445, -4.7750, 2.0315)])  # torch's
+    monkeypatch.setattr(muon, "lacks_bf16", lambda kind: "" if native else "no bf16 products")
+    monkeypatch.setattr(muon, "QUINTICS", 5 * [(3.4445, -4.7750, 2.0315)])  # torch's
     model = network()
     ours = build_optimizer(model, "muon", lr=0.1, weight_decay=0.2)
     packed = model[1].gate_up
@@ -105,7 +109,8 @@ def test_muon_is_torchs_on_the_parts_of_a_packed_parameter(native: bool, monkeyp
         for part, gradient in zip(alone, packed.grad.chunk(2), strict=True):
             part.grad = gradient
         before = packed.detach().clone()
-        ours.step()
+        with plain():
+            ours.step()
         theirs.step()
         if native:
             assert torch.equal(packed, torch.cat(alone))
@@ -129,6 +134,48 @@ def test_muons_directions_have_singular_values_near_one(shape: tuple[int, int], 
         values = torch.einsum("ri,rc,ic->i", u, one, v)[keep]
         assert ((values > 0.75) & (values < 1.25)).all()
         torch.testing.assert_close(orthogonalized(matrix.to(dtype)).float(), one, rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_muon_in_c_does_what_torchs_operations_do(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = [(64, 64), (130, 65), (65, 130), (7, 5), (1, 40), (200, 33), (33, 200), (96, 32)]
+    counts = dict.fromkeys(map(str, range(len(shapes))), 1) | {"7": 3}
+    compiled = muon_native.lacks(muon_native.Job(*(torch.zeros(4, 4) for _ in range(3)), 1), dtype)
+    if compiled:
+        pytest.skip(compiled)
+    monkeypatch.setattr(muon, "lacks_bf16", lambda kind: "" if dtype == torch.bfloat16 else "no bf16 products")
+
+    def trained(threads: int, by_torch: bool = False) -> list[Tensor]:
+        torch.manual_seed(0)
+        named = [(str(i), nn.Parameter(torch.randn(shape))) for i, shape in enumerate(shapes)]
+        optimizer = muon.Muon(named, counts, lr=0.1, weight_decay=0.2, momentum=0.9, growth={"0": Growth(4.0, 4.0)})
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        with plain() if by_torch else contextlib.nullcontext():
+            for _ in range(3):
+                for _, parameter in named:
+                    parameter.grad = torch.randn_like(parameter)
+                optimizer.step()
+        torch.set_num_threads(before)
+        return [parameter.detach() for _, parameter in named]
+
+    monkeypatch.setattr(muon_native, "ALONE", 1)
+    for one, two, theirs in zip(trained(1), trained(2), trained(2, by_torch=True), strict=True):
+        assert torch.equal(one, two)
+        moved = 3 * 0.1 * 0.2 * max(one.shape) ** 0.5  # at most, by any singular vector
+        off = torch.linalg.matrix_norm(one - theirs, 2) / moved
+        assert off < (0.2 if dtype == torch.bfloat16 else 1e-4), "the first quintic makes a seventh of bf16's rounding"
+
+
+def test_muon_in_c_says_what_it_does_not_serve() -> None:
+    def reason(shape: tuple[int, int], turned: bool = False) -> str:
+        tensors = [torch.zeros(shape).t() if turned else torch.zeros(shape) for _ in range(3)]
+        return muon_native.lacks(muon_native.Job(*tensors, 1), torch.float32) or ""
+
+    assert "row by row" in reason((4, 5), turned=True)
+    assert "1,024 wide" in reason((1025, 1025))
+    with plain():
+        assert "plain" in reason((4, 4))
 
 
 def test_muon_follows_rates_set_outside() -> None:

@@ -12,7 +12,8 @@ from feedfwd.ffn.init import Growth
 from feedfwd.ffn.spec import FFNSpec
 from feedfwd.models.mlp import MLP
 from feedfwd.models.transformer import Transformer
-from feedfwd.train.optimizers import OPTIMIZERS, build_optimizer, multiplier, spectral_multiplier
+from feedfwd.train.muon import spectral_multiplier
+from feedfwd.train.optimizers import OPTIMIZERS, build_optimizer, multiplier
 
 BASE = 32
 RATE = {"sgd": 0.05, "momentum": 0.02, "nesterov": 0.02, "adagrad": 0.01}

@@ -1,0 +1,132 @@
+/* An update of Muon, matrix by matrix: momentum, direction, Newton-Schulz steps and the step itself, while a matrix is in
+   the processor's cache. A matrix is one thread's work: results don't depend on the number of threads. */
+#include "lanes.c"
+
+typedef struct {
+  float *weight, *momentum; /* rows by columns */
+  const float *gradient;
+  long rows, columns;
+  float step; /* lr times the update's size */
+} matrix;
+
+typedef struct {
+  const float (*quintics)[3];
+  long quintic_count;
+  float momentum, decay; /* decay: 1 - lr · weight decay */
+  int threads;
+} settings;
+
+#define CHUNK 64 /* rows of a product held in fp32 before they are stored */
+#define BAND 32  /* rows of the matrix itself worked on at a time */
+
+/* G ← A Aᵀ or first · A + third · A A for a symmetric A: of a symmetric result what lies on and below the panels'
+   diagonal is computed, the rest mirrored. b holds Aᵀ packed. */
+static void symmetric(long m, long k, const num *a, long lda, const word *b, float first, float third, num *to, long ldto,
+                      float *sums) {
+  for (long j = 0; j < m; j += PANEL) {
+    const long width = width_of(m, j), own = m - j < width ? m - j : width;
+    for (long i = j; i < m; i += CHUNK) {
+      const long rows = m - i < CHUNK ? m - i : CHUNK;
+      panel(rows, k, a + i * lda, lda, b + UP(k, PAIR) / PAIR * j, width, sums, PANEL, 0);
+      for (long r = 0; r < rows; r++) {
+        const num *before = a + (i + r) * lda + j;
+        num *out = to + (i + r) * ldto + j;
+        if (first == 0.0f)
+          for (long c = 0; c < own; c++) out[c] = store(sums[r * PANEL + c]);
+        else
+          for (long c = 0; c < own; c++) out[c] = store(first * load(before[c]) + third * sums[r * PANEL + c]);
+      }
+      if (i > j)
+        for (long c = 0; c < own; c++)
+          for (long r = 0; r < rows; r++) to[(j + c) * ldto + i + r] = to[(i + r) * ldto + j + c];
+    }
+  }
+}
+
+/* to (columns, rows) ← from (rows, columns), block by block, so that both sides' lines stay near. */
+static void transpose(const num *from, long ldfrom, long rows, long columns, num *to, long ldto) {
+  for (long r = 0; r < rows; r += BAND)
+    for (long c = 0; c < columns; c += BAND)
+      for (long j = c; j < columns && j < c + BAND; j++)
+        for (long i = r; i < rows && i < r + BAND; i++) to[j * ldto + i] = from[i * ldfrom + j];
+}
+
+static int update(const settings *t, const matrix *of) {
+  const int tall = of->rows > of->columns;
+  const long m = tall ? of->columns : of->rows, n = tall ? of->rows : of->columns, entries = m * n;
+  const long ldx = UP(n, 32), ldg = UP(m, 32), wide = packed(ldx, m), square = packed(ldg, m), rows = packed(ldg, n);
+  char *memory = scratch(sizeof(num) * (m * ldx + 2 * m * ldg) + 4 * (wide > rows ? wide : rows) + 4 * square +
+                         4 * CHUNK * PANEL + sizeof(num) * BAND * m + 7 * 64);
+  if (!memory) return 1;
+  word *x_packed = (word *)memory, *g_packed = x_packed + UP(wide > rows ? wide : rows, 16);
+  float *sums = (float *)(g_packed + UP(square, 16));
+  num *x = (num *)(sums + CHUNK * PANEL), *gram = x + UP(m * ldx, 32), *both = gram + UP(m * ldg, 32), *band = both + UP(m * ldg, 32);
+
+  float squares = 0.0f;
+  const float late = 1.0f - t->momentum;
+  memset(x, 0, sizeof(num) * m * ldx);
+  memset(gram, 0, sizeof(num) * m * ldg);
+  memset(both, 0, sizeof(num) * m * ldg);
+  for (long first = 0; first < of->rows; first += BAND) {
+    const long many = of->rows - first < BAND ? of->rows - first : BAND;
+    for (long i = 0; i < many; i++) {
+      const float *g = of->gradient + (first + i) * of->columns;
+      float *b = of->momentum + (first + i) * of->columns, added = 0.0f;
+      num *row = tall ? band + i * m : x + (first + i) * ldx;
+#pragma omp simd reduction(+ : added)
+      for (long j = 0; j < of->columns; j++) {
+        b[j] += (g[j] - b[j]) * late;
+        const float d = b[j] - (b[j] - g[j]) * late;
+        added += d * d;
+        row[j] = store(d);
+      }
+      squares += added;
+    }
+    if (tall) transpose(band, m, many, m, x + first, ldx);
+  }
+  const float norm = sqrtf(squares), one = 1.0f / (norm < 1e-7f ? 1e-7f : norm);
+  for (long i = 0; i < m * ldx; i++) x[i] = store(load(x[i]) * one);
+
+  for (long s = 0; s < t->quintic_count; s++) {
+    const float first = t->quintics[s][0], third = t->quintics[s][1], fifth = t->quintics[s][2];
+    pack_transposed(x, ldx, m, UP(n, PAIR), x_packed);
+    symmetric(m, UP(n, PAIR), x, ldx, x_packed, 0.0f, 1.0f, gram, ldg, sums);
+    pack_transposed(gram, ldg, m, UP(m, PAIR), g_packed);
+    symmetric(m, UP(m, PAIR), gram, ldg, g_packed, third, fifth, both, ldg, sums);
+    pack_rows(x, ldx, m, n, x_packed);
+    for (long j = 0; j < n; j += PANEL) {
+      const long width = width_of(n, j), own = n - j < width ? n - j : width;
+      for (long i = 0; i < m; i += CHUNK) {
+        const long rows = m - i < CHUNK ? m - i : CHUNK;
+        panel(rows, UP(m, PAIR), both + i * ldg, ldg, x_packed + UP(m, PAIR) / PAIR * j, width, sums, PANEL, 0);
+        for (long r = 0; r < rows; r++) {
+          num *out = x + (i + r) * ldx + j;
+          for (long c = 0; c < own; c++) out[c] = store(first * load(out[c]) + sums[r * PANEL + c]);
+        }
+      }
+    }
+  }
+  for (long first = 0; first < of->rows; first += BAND) {
+    const long many = of->rows - first < BAND ? of->rows - first : BAND;
+    if (tall) transpose(x + first, ldx, m, many, band, m);
+    for (long i = 0; i < many; i++) {
+      const num *direction = tall ? band + i * m : x + (first + i) * ldx;
+      float *w = of->weight + (first + i) * of->columns;
+      for (long j = 0; j < of->columns; j++) w[j] = w[j] * t->decay - of->step * load(direction[j]);
+    }
+  }
+  return 0;
+}
+
+/* The number of matrices that found no memory. */
+int muon(const settings *t, const matrix *all, long count) {
+  int failed = 0;
+#pragma omp parallel num_threads(t->threads) reduction(+ : failed) if (t->threads > 1)
+  {
+    begin_products();
+#pragma omp for schedule(dynamic) nowait
+    for (long i = 0; i < count; i++) failed += update(t, all + i);
+    end_products();
+  }
+  return failed;
+}
