@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -16,6 +15,7 @@ from feedfwd.errors import ConfigError, DataError, nearest
 from feedfwd.ffn import parts
 from feedfwd.ffn.init import Growth
 from feedfwd.ffn.parts import Linear
+from feedfwd.ffn.products import mapped
 from feedfwd.ffn.spec import FFNSpec, build_ffn, is_own
 from feedfwd.models import attention_native
 from feedfwd.models.attention import Path, Sight, attend, documents_of, explain
@@ -103,7 +103,7 @@ class Attention(nn.Module):
         if packed is None:
             q, k, v = (m(x).view(shape) for m in (self.q, self.k, self.v))
         else:
-            joint = F.linear(x, *packed).view(shape)
+            joint = mapped(x, *packed).view(shape)
             if isinstance(self.q_norm, nn.Identity):
                 return (joint,)
             q, k, v = torch.split(joint, [self.heads, self.kv_heads, self.kv_heads], 2)
@@ -254,7 +254,7 @@ class Transformer(nn.Module):
                     bias=bias, qk_norm=qk_norm, eps=norm_eps, depth=2 * depth, generator=generator,
                 ),
                 build_ffn(spec, width, hidden, depth=2 * depth, generator=generator),
-                (norm(norm_kind, width, norm_eps), norm(norm_kind, width, norm_eps)),
+                (norm(norm_kind, width, norm_eps, not post), norm(norm_kind, width, norm_eps, not post)),
                 post,
                 dropout,
             )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from feedfwd.data.batches import Batch
-from feedfwd.ffn.kernels import pages
+from feedfwd.ffn.kernels import outer, pages
 from feedfwd.train.loop import shares_of
 from feedfwd.train.losses import Loss
 
@@ -98,7 +98,8 @@ class Chunked(torch.autograd.Function):
             if dh is not None:
                 torch.mm(p_NV, weight, out=dh[part]).mul_(factor_N1)
             if dw is not None:
-                dw += p_NV.t() @ (h_ND * factor_N1).to(h.dtype)
+                scaled_ND = (h_ND * factor_N1).to(h.dtype)
+                dw += p_NV.t() @ scaled_ND if outer.lacks(p_NV, scaled_ND) else outer.outer(p_NV, scaled_ND)
         ctx.save_for_backward(dh, dw)
         ctx.dtype = weight.dtype
         return total

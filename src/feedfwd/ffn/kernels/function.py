@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from feedfwd.ffn.kernels import gpu, native, pages
+from feedfwd.ffn.kernels import outer as in_c
 from feedfwd.ffn.kernels.formulas import FROM_OUTPUT, Dropout, Passes, TorchPasses
 
 FEW = 64  # tokens
@@ -100,14 +101,14 @@ def backward(
     # anyone is likelier still in the cache than pages of our own.
     least = pages.LEAST if x_ND.shape[0] >= FEW else pages.HEAP
     if needs[3]:
-        grads[3] = _product(dy_ND.t(), a_NH, least=least)
+        grads[3] = _outer(dy_ND, a_NH, least)
     del a_NH, da_NH
     if needs[4]:
         grads[4] = dy_ND.sum(0)
     if needs[2]:
         grads[2] = dz_NM.sum(0)
     if needs[1]:
-        grads[1] = _product(dz_NM.t(), x_ND, least=least)
+        grads[1] = _outer(dz_NM, x_ND, least)
     if needs[0]:
         grads[0] = _product(dz_NM, first, x.shape, slack=4)  # in da's memory where that is idle: the peak is here
     return grads
@@ -135,6 +136,12 @@ def _product(a: Tensor, b: Tensor, shape: Sequence[int] = (), least: int = pages
         return _shaped(torch.mm(a, b), shape)
     torch.mm(a, b, out=_rows(out))
     return out
+
+
+def _outer(a: Tensor, b: Tensor, least: int) -> Tensor:  # (N, A), (N, B) -> (A, B)
+    if in_c.lacks(a, b):
+        return _product(a.t(), b, least=least)
+    return in_c.outer(a, b, pages.warm((a.shape[1], b.shape[1]), a, least))
 
 
 def _shaped(x: Tensor, shape: Sequence[int]) -> Tensor:

@@ -144,6 +144,7 @@ INLINE void by_vectors(long m, long k, const num *a, long lda, const word *b, lo
 #ifdef AMX /* the same in tiles of 16 rows, 32 numbers deep: B's words lie as a tile wants them */
 #define SIDE 16
 #define DEPTH 32
+#define NEAR 256
 /* The intrinsics don't tell the compiler that they read and write memory. */
 #define TOUCH __asm__ volatile("" ::: "memory")
 
@@ -217,7 +218,8 @@ static __attribute__((noinline)) void panel(long m, long k, const num *a, long l
 #ifdef AMX
   const long down = m / SIDE * SIDE, deep = k / DEPTH * DEPTH;
   if (down && deep) {
-    by_tiles(down, deep, a, lda, b, width, c, ldc, add);
+    for (long p = 0; p < deep; p += NEAR) /* as deep at a time as a panel stays in the nearest cache */
+      by_tiles(down, deep - p < NEAR ? deep - p : NEAR, a + p, lda, b + p / PAIR * width, width, c, ldc, add || p);
     if (k > deep) by_vectors(down, k - deep, a + deep, lda, b + deep / PAIR * width, width, c, ldc, 1);
     m -= down, a += down * lda, c += down * ldc;
   }

@@ -1,0 +1,72 @@
+"""RMSNorm on a CPU in C: one sweep over memory for the forward pass and one for the backward, where torch makes a dozen.
+
+`norms.c` is compiled at first use (see `ffn.kernels.compiler`).
+"""
+
+# N rows, D numbers each
+
+import ctypes
+import functools
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from feedfwd.ffn.kernels import plan
+from feedfwd.ffn.kernels.compiler import library
+from feedfwd.ffn.kernels.native import ALONE, DTYPES
+
+ROWS = 64  # as in norms.c
+
+
+def lacks(x: Tensor, weight: Tensor, dtype: torch.dtype) -> str | None:
+    """Why the compiled norm can't serve with results in `dtype`; None where it does.
+
+    >>> lacks(torch.zeros(1, 4), torch.ones(4), torch.float16)
+    'float16 is not written in C'
+    """
+    if not plan.enabled():
+        return plan.OFF
+    if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
+        return "the norm in C is for numbers in fp32 on a CPU"
+    if dtype not in DTYPES:
+        return f"{str(dtype).removeprefix('torch.')} is not written in C"
+    return _compiled(dtype)[1] or None
+
+
+@functools.cache
+def _compiled(dtype: torch.dtype) -> tuple[ctypes.CDLL | None, str]:
+    found, reason = library(Path(__file__).with_name("norms.c"), DTYPES[dtype])
+    if found is not None:
+        pointer, number = ctypes.c_void_p, ctypes.c_long
+        found.forward.argtypes = (*(pointer,) * 4, number, number, ctypes.c_float, ctypes.c_int)
+        found.backward.argtypes = (*(pointer,) * 6, number, number, ctypes.c_int)
+    return found, reason
+
+
+def forward(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """y (..., D) in `dtype`, and what the backward needs: 1 / √(mean(x²) + ε) of each row. x is contiguous."""
+    found, _ = _compiled(dtype)
+    assert found is not None
+    D = x.shape[-1]
+    N = x.numel() // D
+    y, scale = torch.empty(x.shape, dtype=dtype), torch.empty(N)
+    pointers = (tensor.data_ptr() for tensor in (x, weight.contiguous(), y, scale))
+    found.forward(*pointers, N, D, eps, _threads(x))
+    return y, scale
+
+
+def backward(dy: Tensor, x: Tensor, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of x and of the weight. dy and x are contiguous."""
+    found, _ = _compiled(dy.dtype)
+    assert found is not None
+    D = x.shape[-1]
+    N = x.numel() // D
+    dx, shares = torch.empty_like(x), torch.empty(-(-N // ROWS), D)
+    pointers = (tensor.data_ptr() for tensor in (dy, x, weight.contiguous(), scale, dx, shares))
+    found.backward(*pointers, N, D, _threads(x))
+    return dx, shares.sum(0)
+
+
+def _threads(x: Tensor) -> int:
+    return torch.get_num_threads() if x.numel() >= ALONE else 1
