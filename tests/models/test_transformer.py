@@ -12,6 +12,7 @@ from feedfwd.data.batches import Batch
 from feedfwd.errors import ConfigError, DataError
 from feedfwd.ffn import FFNSpec
 from feedfwd.ffn.lora import Adapter, add_adapters
+from feedfwd.models import norms_native
 from feedfwd.models.attention import Sight, formula
 from feedfwd.models.norms import RMSNorm
 from feedfwd.models.positions import rotate, rotate_plain, tables
@@ -188,7 +189,10 @@ def test_bad_ids_are_named() -> None:
     assert made()(torch.zeros(1, 17, dtype=torch.long)).shape == (1, 17, 50)  # rotary positions go on
 
 
-def test_fast_rms_norm_is_torchs() -> None:
+@pytest.mark.parametrize("in_c", [True, False])
+def test_fast_rms_norm_is_torchs(in_c: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not in_c:
+        monkeypatch.setattr(norms_native, "lacks", lambda *_: "no compiler")
     layer = RMSNorm(24, eps=1e-3)
     layer.weight.data.uniform_(0.5, 2)
     x, dy = torch.randn(5, 7, 24, requires_grad=True), torch.randn(5, 7, 24)

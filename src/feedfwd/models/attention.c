@@ -12,6 +12,7 @@
 #define BLOCK 48 /* or of the six that stay in registers, and of PAIR */
 #endif
 #define KEYS 512   /* of the forward, and */
+#define AHEAD 16    /* rows: a token's heads lie too far from the next one's for the processor to foresee */
 #define QUERIES 128 /* of the backward that they meet at a time; multiples of PANEL */
 
 typedef struct {
@@ -53,6 +54,7 @@ static void turned(const task *t, const num *x, long stride, long first, long co
   for (long i = 0; i < count; i++) {
     const num *a = x + (first + i) * stride, *b = a + half;
     num *o = out + i * t->width;
+    for (long d = 0; i + AHEAD < count && d < t->width; d += 64 / sizeof(num)) __builtin_prefetch(a + AHEAD * stride + d);
     if (!t->cos) {
       memcpy(o, a, t->width * sizeof(num));
       continue;

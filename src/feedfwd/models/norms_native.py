@@ -1,4 +1,4 @@
-"""RMSNorm on a CPU in C: one sweep over memory for the forward pass and one for the backward, where torch makes a dozen.
+"""RMSNorm on a CPU in C: one sweep over memory for the forward pass, one for the backward, where torch makes a dozen.
 
 `norms.c` is compiled at first use (see `ffn.kernels.compiler`).
 """

@@ -1,0 +1,83 @@
+"""RMSNorm in C: what the formula gives, in either precision, and where it is left to torch."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from feedfwd.ffn import plain
+from feedfwd.ffn.kernels.compiler import toolchain
+from feedfwd.models import norms_native
+from feedfwd.models.norms import RMSNorm
+from feedfwd.models.transformer import Transformer
+
+pytestmark = pytest.mark.skipif(bool(toolchain()[1]), reason=toolchain()[1])
+
+
+def made(shape: tuple[int, ...]) -> tuple[RMSNorm, Tensor, Tensor]:
+    torch.manual_seed(0)
+    layer = RMSNorm(shape[-1], eps=1e-3, into_products=True)
+    layer.weight.data.uniform_(0.5, 2.0)
+    return layer, torch.randn(shape).requires_grad_(), torch.randn(shape)
+
+
+@pytest.mark.parametrize("shape", [(3, 7, 48), (200, 33), (1, 5), (129, 1)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_it_is_the_formula(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    layer, x, dy = made(shape)
+    dy = dy.to(dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        y = layer(x)
+    assert y.dtype == dtype
+    exact, weight = x.detach().double().requires_grad_(), layer.weight.detach().double().requires_grad_()
+    wanted = exact * weight / (exact.square().mean(-1, keepdim=True) + 1e-3).sqrt()
+    limit = 1e-6 if dtype == torch.float32 else 4e-3
+    torch.testing.assert_close(y.double(), wanted, rtol=limit, atol=1e-6)
+    found, right = torch.autograd.grad(y, [x, layer.weight], dy), torch.autograd.grad(
+        wanted, [exact, weight], dy.double()
+    )  # fmt: skip
+    for one, other in zip(found, right, strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=2e-5)
+
+
+def test_threads_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(norms_native, "ALONE", 1)
+    found = []
+    before = torch.get_num_threads()
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        layer, x, dy = made((333, 40))
+        y = layer(x)
+        found.append([y, *torch.autograd.grad(y, [x, layer.weight], dy)])
+    torch.set_num_threads(before)
+    for others in found[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(found[0], others, strict=True))
+
+
+def test_only_what_products_take_is_narrow() -> None:
+    model = Transformer(50, width=32, depth=1, heads=4, hidden=48)
+    kinds = {}
+    for name, module in model.named_modules():
+        if isinstance(module, RMSNorm):
+            module.register_forward_hook(lambda _, __, y, name=name: kinds.update({name: y.dtype}))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model.hidden(torch.zeros(1, 3, dtype=torch.long))
+    narrow = torch.bfloat16
+    assert kinds == {"blocks.0.attention_norm": narrow, "blocks.0.ffn_norm": narrow, "norm": torch.float32}
+
+
+def test_a_second_derivative_is_there_under_plain() -> None:
+    layer, x, dy = made((4, 6))
+    with plain():
+        (first,) = torch.autograd.grad(layer(x), x, dy, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), x)
+    assert second.abs().sum() > 0
+
+
+def test_it_says_what_it_does_not_serve() -> None:
+    x, weight = torch.zeros(2, 4), torch.ones(4)
+    assert norms_native.lacks(x, weight, torch.float32) is None
+    assert "fp32" in (norms_native.lacks(x.double(), weight, torch.float32) or "")
+    assert "float16" in (norms_native.lacks(x, weight, torch.float16) or "")
+    with plain():
+        assert "plain" in (norms_native.lacks(x, weight, torch.float32) or "")
