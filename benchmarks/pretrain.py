@@ -53,6 +53,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="updates timed in a round of `throughput`")
     parser.add_argument("--minutes", type=float, action="append", help="of `books` (15) and `shakespeare` (3 and 10)")
     parser.add_argument("--seeds", type=int, default=3, help="of `books`")
+    parser.add_argument("--nanochat", type=Path, help="a checkout of nanochat, for `books` beside its recipe for CPUs")
+    parser.add_argument("--no-llama", action="store_true", help="`books` without Llama")
     parser.add_argument("--megabytes", type=int, action="append", help=f"of `text`; not given: {MEGABYTES}")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--inside", help=argparse.SUPPRESS)
@@ -279,14 +281,31 @@ def books(environment: dict[str, str], options: argparse.Namespace) -> dict[str,
                 bf16=not environment, compiled=minutes >= 5,
             )  # fmt: skip
 
-        found: dict[str, list[Row]] = {"feedfwd": [], "Llama": []}
-        for seed in range(options.seeds):  # Llama takes its size, tokenizer and length of rows from feedfwd's run
-            for name, contestant in (("feedfwd", ours), ("Llama", theirs)):
+        def nanochat(seed: int) -> Row:
+            return call(
+                environment, "books_nanochat", run=str(run_of(seed)), minutes=found["feedfwd"][seed]["seconds"] / 60,
+                seed=seed, checkout=str(options.nanochat), bf16=not environment,
+            )  # fmt: skip
+
+        contestants = {"feedfwd": ours, "Llama": theirs, "nanochat": nanochat}
+        if options.nanochat is None:
+            del contestants["nanochat"]
+        if options.no_llama:
+            del contestants["Llama"]
+        found: dict[str, list[Row]] = {name: [] for name in contestants}
+        for seed in range(options.seeds):  # the others take the tokenizer, Llama size and rows as well, from our run
+            for name, contestant in contestants.items():
                 found[name].append(contestant(seed))
                 print(f"  seed {seed} {name}: {short(found[name][-1])}", flush=True)
-    bits = ratios(found, "feedfwd", "Llama", "bits_per_byte")
-    print(f"  bits per byte: feedfwd ÷ Llama {spread(bits, 3)}")
+    for name in list(contestants)[1:]:
+        print(f"  bits per byte: feedfwd ÷ {name} {spread(ratios(found, 'feedfwd', name, 'bits_per_byte'), 3)}")
     return found
+
+
+def books_nanochat(run: str, **arguments: Any) -> Row:
+    import pretrain_peers as peers
+
+    return peers.train_nanochat(Path(run), **arguments)
 
 
 def books_llama(run: str, **arguments: Any) -> Row:
@@ -440,7 +459,7 @@ def first_steps(source: str, begun: float, steps: int = 40) -> Row:
 
 MEASURED = {part: globals()[part] for part in PARTS}
 CONTESTANTS = {
-    one.__name__: one for one in (updates, characters, books_llama, writing, first_steps)
+    one.__name__: one for one in (updates, characters, books_llama, books_nanochat, writing, first_steps)
 }  # what runs in a process of its own
 
 if __name__ == "__main__":

@@ -114,6 +114,88 @@ def train_llama(run: Path, minutes: float, seed: int, *, bf16: bool, compiled: b
     return scores | {"seconds": seconds, "steps": done, "tokens_per_second": rate, "parameters": n}
 
 
+class Capped(nn.Module):
+    """nanochat's model with what feedfwd's evaluation asks of one: its logits are the states, and nothing follows."""
+
+    def __init__(self, model: Any, vocabulary: int) -> None:
+        super().__init__()
+        self.model, self.head_weight = model, torch.eye(vocabulary)
+
+    def hidden(self, ids: Tensor) -> Tensor:
+        return self.model(ids)
+
+
+def train_nanochat(run: Path, minutes: float, seed: int, checkout: str, *, bf16: bool) -> dict:
+    """nanochat's recipe for CPUs (runs/runcpu.sh: six layers of 384, 32 rows of 512) on a run's text and tokens.
+
+    Its own model, optimizer, rates and schedules, out of a checkout, compiled as its script does. Where the script
+    counts updates the time spent counts here, so that its decay ends with the minutes.
+    """
+    import os
+    import sys
+
+    os.environ["NANOCHAT_DTYPE"] = "bfloat16" if bf16 else "float32"
+    sys.path.insert(0, checkout)
+    from nanochat.gpt import GPT, GPTConfig
+
+    from feedfwd.checkpoint import Run
+    from feedfwd.config import parse
+    from feedfwd.config_pretrain import PretrainConfig
+    from feedfwd.data.tokenizer import TextTokenizer
+    from feedfwd.evaluate.text import text_scores
+    from feedfwd.recipes.console import Silent
+    from feedfwd.recipes.text import prepare_text
+
+    row, rows, ratio = 512, 32, 12
+    config = parse(PretrainConfig, Run(run).settings()).with_("train.batch_size", rows).with_("data.row", row)
+    p = prepare_text(config, Silent(), tokenizer=TextTokenizer.load(run / "tokenizer.json"))
+
+    def built(depth: int) -> Any:
+        width = 64 * depth
+        shape = {"n_layer": depth, "n_head": width // 64, "n_kv_head": width // 64, "n_embd": width}
+        return GPT(GPTConfig(sequence_len=row, vocab_size=p.tokenizer.vocabulary, window_pattern="L", **shape))
+
+    def horizon(model: Any) -> float:  # tokens, from which it derives the decay
+        counts = model.num_scaling_params()
+        return ratio * (counts["transformer_matrices"] + counts["lm_head"])
+
+    torch.manual_seed(seed)
+    model = built(6)
+    model.init_weights()
+    with torch.device("meta"):
+        reference = horizon(built(12))
+    batch = (row * rows / 2**19) ** 0.5
+    rates = {"unembedding_lr": 0.008, "embedding_lr": 0.3, "scalar_lr": 0.5, "matrix_lr": 0.02}
+    decay = 0.28 * batch * reference / horizon(model)
+    optimizer = model.setup_optimizer(**{name: rate * batch for name, rate in rates.items()}, weight_decay=decay)
+    compiled, batches = torch.compile(model, dynamic=False), p.batches()
+
+    def step(n: int, share: float) -> None:
+        batch = next(batches)
+        compiled(batch.inputs, batch.targets).backward()
+        warm, left = min(1.0, (n + 1) / 40), min(1.0, (1 - share) / 0.65)
+        momentum = 0.85 + 0.12 * min(1.0, n / 400) if left == 1 else 0.97 * left + 0.90 * (1 - left)
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * warm * (left + 0.05 * (1 - left))
+            if group["kind"] == "muon":
+                group["momentum"] = momentum
+                group["weight_decay"] = decay * 0.5 * (1 + math.cos(math.pi * share))
+        optimizer.step()
+        model.zero_grad(set_to_none=True)
+
+    begun = time.perf_counter()
+    step(0, 0.0)  # compiles
+    compiling, done = time.perf_counter() - begun, 1
+    while (spent := time.perf_counter() - begun) < 60 * minutes:
+        step(done, (spent - compiling) / (60 * minutes - compiling))
+        done += 1
+    seconds = time.perf_counter() - begun
+    scores = text_scores(Capped(model, p.tokenizer.vocabulary), p.held_out, row, 4)  # type: ignore[arg-type]
+    n = sum(parameter.numel() for parameter in model.parameters())
+    rate = row * rows * (done - 1) / (seconds - compiling)
+    return scores | {"seconds": seconds, "steps": done, "tokens_per_second": rate, "parameters": n}
+
+
 # --- the character model --------------------------------------------------------------------------------------------
 
 

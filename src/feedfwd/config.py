@@ -148,7 +148,7 @@ class LossConfig(Settings):
 
 
 class OptimizerConfig(Settings):
-    name: Literal["sgd", "momentum", "nesterov", "rmsprop", "adagrad", "adam", "adamw", "muon"] = "adam"
+    name: Literal["sgd", "momentum", "nesterov", "rmsprop", "adagrad", "adam", "adamw", "muon", "normuon"] = "adam"
     lr: Positive | None = Field(None, description="peak learning rate; not given: found by a range test")
     weight_decay: NonNegative = 0.0
     momentum: Share | None = Field(None, description="not given: the optimizer's usual one")

@@ -21,7 +21,7 @@ class ChatConfig(Settings):
 
 
 class InstructOptimizer(OptimizerConfig):
-    name: Literal["adam", "adamw", "muon"] = "adamw"
+    name: Literal["adam", "adamw", "muon", "normuon"] = "adamw"
     lr: Positive = Field(2e-4, description="peak learning rate")
     beta2: Share | None = 0.99
 

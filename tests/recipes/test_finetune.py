@@ -17,7 +17,7 @@ from feedfwd.recipes import finetune as recipe
 from feedfwd.recipes.apply import evaluate_run
 from feedfwd.recipes.goals import Goal, SeveralLabels
 from feedfwd.recipes.interrupt import Interrupted
-from feedfwd.recipes.texts import parts
+from feedfwd.recipes.labelled_parts import parts
 
 SMALL = ["--set", "bag.buckets=4096", "--set", "bag.width=16"]
 WORDS = {"card": "card lost stolen arrive", "money": "top up cash transfer", "hello": "good morning dear team"}

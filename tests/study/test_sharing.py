@@ -262,7 +262,7 @@ def test_a_training_that_was_stopped_goes_on_from_where_it_was(
 
 
 def test_texts_have_one_test_part_for_all_seeds(tmp_path: Path) -> None:
-    from feedfwd.recipes.texts import parts
+    from feedfwd.recipes.labelled_parts import parts
 
     plan = planned({"source": str(texts(tmp_path))}, ["bag.hidden=[],[8]"], verb="finetune", seeds=3)
     found = [parts(plan.trial_config(plan.queue[0] or {}, seed)) for seed in plan.seeds]  # type: ignore[arg-type]

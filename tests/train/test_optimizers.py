@@ -136,8 +136,11 @@ def test_muons_directions_have_singular_values_near_one(shape: tuple[int, int], 
         torch.testing.assert_close(orthogonalized(matrix.to(dtype)).float(), one, rtol=0, atol=2e-2)
 
 
+@pytest.mark.parametrize("evened", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_muon_in_c_does_what_torchs_operations_do(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_muon_in_c_does_what_torchs_operations_do(
+    dtype: torch.dtype, evened: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shapes = [(64, 64), (130, 65), (65, 130), (7, 5), (1, 40), (200, 33), (33, 200), (96, 32)]
     counts = dict.fromkeys(map(str, range(len(shapes))), 1) | {"7": 3}
     compiled = muon_native.lacks(muon_native.Job(*(torch.zeros(4, 4) for _ in range(3)), 1), dtype)
@@ -148,7 +151,8 @@ def test_muon_in_c_does_what_torchs_operations_do(dtype: torch.dtype, monkeypatc
     def trained(threads: int, by_torch: bool = False) -> list[Tensor]:
         torch.manual_seed(0)
         named = [(str(i), nn.Parameter(torch.randn(shape))) for i, shape in enumerate(shapes)]
-        optimizer = muon.Muon(named, counts, lr=0.1, weight_decay=0.2, momentum=0.9, growth={"0": Growth(4.0, 4.0)})
+        growth = {"0": Growth(4.0, 4.0)}
+        optimizer = muon.Muon(named, counts, 0.1, weight_decay=0.2, momentum=0.9, growth=growth, evened=evened)
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         with plain() if by_torch else contextlib.nullcontext():
@@ -165,6 +169,19 @@ def test_muon_in_c_does_what_torchs_operations_do(dtype: torch.dtype, monkeypatc
         moved = 3 * 0.1 * 0.2 * max(one.shape) ** 0.5  # at most, by any singular vector
         off = torch.linalg.matrix_norm(one - theirs, 2) / moved
         assert off < (0.2 if dtype == torch.bfloat16 else 1e-4), "the first quintic makes a seventh of bf16's rounding"
+
+
+@pytest.mark.parametrize("shape", [(40, 24), (24, 40), (32, 32)])
+def test_normuon_evens_rows_out_and_keeps_the_size(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    direction = torch.randn(shape) * torch.linspace(0.2, 3.0, shape[0])[:, None] * torch.linspace(0.2, 3.0, shape[1])
+    moment = torch.zeros(1, max(shape))
+    found = muon.evened(direction[None], [moment])[0]
+    across = 1 if shape[0] >= shape[1] else 0  # of the first update, when the moving mean is its own
+    sizes = found.square().mean(across).sqrt()
+    torch.testing.assert_close(sizes, sizes.mean().expand_as(sizes))
+    torch.testing.assert_close(found.norm(), direction.norm())
+    torch.testing.assert_close(moment[0], 0.1 * direction.square().mean(across))
 
 
 def test_muon_in_c_says_what_it_does_not_serve() -> None:
@@ -192,7 +209,7 @@ def test_muon_follows_rates_set_outside() -> None:
 def test_frozen_parameters_are_left_out() -> None:
     model = network()
     model[0].requires_grad_(False)
-    for name in ("adam", "muon"):
+    for name in ("adam", "muon", "normuon"):
         held = [p for g in build_optimizer(model, name, 0.1).param_groups for p in g["params"]]
         assert not any(p is q for p in held for q in model[0].parameters())
 

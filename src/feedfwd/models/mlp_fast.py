@@ -42,7 +42,7 @@ def lacks(model: nn.Module, optimizer: str = "adam") -> str | None:
     """
     if type(model) is not MLP:
         return f"the model is {type(model).__name__}, not a plain MLP"
-    if optimizer == "muon":
+    if optimizer in ("muon", "normuon"):
         return "muon works on one matrix at a time"
     for name, parameter in model.named_parameters():
         if parameter.device.type != "cpu":

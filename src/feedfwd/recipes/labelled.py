@@ -13,8 +13,8 @@ from feedfwd.errors import DataError
 from feedfwd.recipes.classifier import TextClassifier
 from feedfwd.recipes.console import Listener
 from feedfwd.recipes.judge import Answers, promises
+from feedfwd.recipes.labelled_parts import parts, read_like, untested
 from feedfwd.recipes.outside import outside_scores
-from feedfwd.recipes.texts import parts, read_like, untested
 from feedfwd.report.words import interval, score, word
 
 

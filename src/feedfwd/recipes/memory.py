@@ -13,6 +13,7 @@ from feedfwd.errors import ConfigError
 from feedfwd.models.apart import Apart
 from feedfwd.models.transformer import Transformer
 from feedfwd.train.cross_entropy import LOGITS
+from feedfwd.train.optimizers import MUONS
 from feedfwd.train.precision import Precision
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def memory(p: "PreparedText") -> int:
     c, model = p.config, p.model
     weights = sum(parameter.nbytes for parameter in model.parameters())
     moments = MOMENTS.get(c.optimizer.name, 2) * weights
-    if c.optimizer.name == "muon":  # one moment for a matrix
+    if c.optimizer.name in MUONS:  # one moment for a matrix
         moments -= sum(parameter.nbytes for parameter in model.blocks.parameters() if parameter.ndim > 1)
     size = 2 if p.precision.name == "bf16" else 4
     tokens = c.data.row * c.train.batch_size

@@ -5,6 +5,7 @@
 typedef struct {
   float *weight, *momentum; /* rows by columns */
   const float *gradient;
+  float *moment; /* of each row, or of each column where they are more; null: not evened out */
   long rows, columns;
   float step; /* lr times the update's size */
 } matrix;
@@ -12,7 +13,7 @@ typedef struct {
 typedef struct {
   const float (*quintics)[3];
   long quintic_count;
-  float momentum, decay; /* decay: 1 - lr · weight decay */
+  float momentum, decay, smooth; /* decay: 1 - lr · weight decay; smooth: of `moment` */
   int threads;
 } settings;
 
@@ -51,16 +52,36 @@ static void transpose(const num *from, long ldfrom, long rows, long columns, num
         for (long i = r; i < rows && i < r + BAND; i++) to[j * ldto + i] = from[i * ldfrom + j];
 }
 
+/* Every column of x (m, n) gets the root mean square of the others, by a moving mean of its squares; the whole keeps its size.
+   x is multiplied by what comes into `factor` (n). */
+static void even_out(const num *x, long ldx, long m, long n, float *moment, float smooth, float *factor) {
+  memset(factor, 0, n * sizeof(float));
+  for (long i = 0; i < m; i++)
+    for (long j = 0; j < n; j++) factor[j] += load(x[i * ldx + j]) * load(x[i * ldx + j]);
+  float before = 0.0f, after = 0.0f;
+  for (long j = 0; j < n; j++) {
+    const float mean = factor[j] / m;
+    moment[j] = smooth * moment[j] + (1.0f - smooth) * mean;
+    const float square = 1.0f / (moment[j] < 1e-10f ? 1e-10f : moment[j]);
+    before += mean;
+    after += mean * square;
+    factor[j] = sqrtf(square);
+  }
+  const float scale = after > 0.0f ? sqrtf(before / after) : 0.0f;
+  for (long j = 0; j < n; j++) factor[j] *= scale;
+}
+
 static int update(const settings *t, const matrix *of) {
-  const int tall = of->rows > of->columns;
+  const int tall = of->rows >= of->columns; /* which of the two is told apart by `moment`, so that it is always x's columns */
   const long m = tall ? of->columns : of->rows, n = tall ? of->rows : of->columns, entries = m * n;
   const long ldx = UP(n, 32), ldg = UP(m, 32), wide = packed(ldx, m), square = packed(ldg, m), rows = packed(ldg, n);
   char *memory = scratch(sizeof(num) * (m * ldx + 2 * m * ldg) + 4 * (wide > rows ? wide : rows) + 4 * square +
-                         4 * CHUNK * PANEL + sizeof(num) * BAND * m + 7 * 64);
+                         4 * CHUNK * PANEL + sizeof(num) * BAND * m + 4 * n + 8 * 64);
   if (!memory) return 1;
   word *x_packed = (word *)memory, *g_packed = x_packed + UP(wide > rows ? wide : rows, 16);
   float *sums = (float *)(g_packed + UP(square, 16));
   num *x = (num *)(sums + CHUNK * PANEL), *gram = x + UP(m * ldx, 32), *both = gram + UP(m * ldg, 32), *band = both + UP(m * ldg, 32);
+  float *factor = (float *)(band + UP(BAND * m, 32));
 
   float squares = 0.0f;
   const float late = 1.0f - t->momentum;
@@ -106,13 +127,20 @@ static int update(const settings *t, const matrix *of) {
       }
     }
   }
+  if (of->moment) even_out(x, ldx, m, n, of->moment, t->smooth, factor);
+  else
+    for (long j = 0; j < n; j++) factor[j] = 1.0f;
   for (long first = 0; first < of->rows; first += BAND) {
     const long many = of->rows - first < BAND ? of->rows - first : BAND;
     if (tall) transpose(x + first, ldx, m, many, band, m);
     for (long i = 0; i < many; i++) {
       const num *direction = tall ? band + i * m : x + (first + i) * ldx;
       float *w = of->weight + (first + i) * of->columns;
-      for (long j = 0; j < of->columns; j++) w[j] = w[j] * t->decay - of->step * load(direction[j]);
+      const float step = of->step * (tall ? factor[first + i] : 1.0f);
+      if (tall)
+        for (long j = 0; j < of->columns; j++) w[j] = w[j] * t->decay - step * load(direction[j]);
+      else
+        for (long j = 0; j < of->columns; j++) w[j] = w[j] * t->decay - step * factor[j] * load(direction[j]);
     }
   }
   return 0;

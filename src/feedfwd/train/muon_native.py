@@ -28,6 +28,7 @@ class Job(NamedTuple):
     gradient: Tensor
     momentum: Tensor
     stacked: int
+    moment: Tensor | None = None  # (stacked, the longer side of one), where rows or columns are evened out
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -59,7 +60,7 @@ class Matrix(ctypes.Structure):
     """`matrix` of muon.c."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("weight", "momentum", "gradient")),
+        *((name, ctypes.c_void_p) for name in ("weight", "momentum", "gradient", "moment")),
         *((name, ctypes.c_long) for name in ("rows", "columns")),
         ("step", ctypes.c_float),
     )
@@ -73,6 +74,7 @@ class Settings(ctypes.Structure):
         ("quintic_count", ctypes.c_long),
         ("momentum", ctypes.c_float),
         ("decay", ctypes.c_float),
+        ("smooth", ctypes.c_float),
         ("threads", ctypes.c_int),
     )
 
@@ -98,6 +100,7 @@ def update(
     steps: Sequence[float],
     momentum: float,
     decay: float,
+    smooth: float,
     quintics: Sequence[Sequence[float]],
     dtype: torch.dtype,
 ) -> None:
@@ -110,12 +113,13 @@ def update(
         for part in range(job.stacked):
             at = 4 * part * rows * columns
             pointers = (tensor.data_ptr() + at for tensor in (job.weight, job.momentum, job.gradient))
-            matrices.append(Matrix(*pointers, rows, columns, step))
+            moment = None if job.moment is None else job.moment[part].data_ptr()
+            matrices.append(Matrix(*pointers, moment, rows, columns, step))
     largest_first = sorted(matrices, key=lambda matrix: -matrix.rows * matrix.columns)  # so that threads end together
     work = sum(matrix.rows * matrix.columns * min(matrix.rows, matrix.columns) for matrix in matrices)
     coefficients = (ctypes.c_float * 3 * len(quintics))(*((ctypes.c_float * 3)(*quintic) for quintic in quintics))
     threads = torch.get_num_threads() if work >= ALONE else 1
-    settings = Settings(ctypes.addressof(coefficients), len(quintics), momentum, decay, threads)
+    settings = Settings(ctypes.addressof(coefficients), len(quintics), momentum, decay, smooth, threads)
     together = (Matrix * len(matrices))(*largest_first)
     if found.muon(ctypes.addressof(settings), ctypes.addressof(together), len(matrices)):
         raise MemoryError("Muon found no memory for what it works on")

@@ -25,9 +25,10 @@ from feedfwd.errors import ConfigError, nearest
 from feedfwd.ffn.init import Growth
 from feedfwd.train.muon import Muon, Named
 
-OPTIMIZERS = ("sgd", "momentum", "nesterov", "rmsprop", "adagrad", "adam", "adamw", "muon")
+OPTIMIZERS = ("sgd", "momentum", "nesterov", "rmsprop", "adagrad", "adam", "adamw", "muon", "normuon")
 
 SGD = ("sgd", "momentum", "nesterov")
+MUONS = ("muon", "normuon")
 
 
 class Optimizer(Protocol):
@@ -55,10 +56,11 @@ def build_optimizer(
 ) -> Optimizer:
     """The optimizer of that name over the model's trainable parameters.
 
-    Each reads what it has: `momentum` (0.9; RMSprop 0; Muon 0.95) for momentum, nesterov, rmsprop, muon; `beta1` and
-    `beta2` (0.999) for adam, adamw and muon's AdamW part; `beta2` (0.99) also for rmsprop's average of squares; `eps`
-    for all but the SGD family. Every group carries `initial_lr`, the base rate that a schedule multiplies. `growth`, by
-    the parameters' names, is that of a network that starts by mup; the group whose rate is `lr` itself comes first.
+    Each reads what it has: `momentum` (0.9; RMSprop 0; Muon 0.95) for momentum, nesterov, rmsprop, muon, normuon;
+    `beta1` and `beta2` (0.999) for adam, adamw and the AdamW part of both Muons; `beta2` (0.99) also for rmsprop's
+    average of squares; `eps` for all but the SGD family. Every group carries `initial_lr`, the base rate that a
+    schedule multiplies. `growth`, by the parameters' names, is that of a network that starts by mup; the group whose
+    rate is `lr` itself comes first.
 
     >>> build_optimizer(nn.Linear(2, 1), "adamw", 1e-3, weight_decay=0.1).param_groups[1]["weight_decay"]
     0.0
@@ -75,7 +77,7 @@ def build_optimizer(
     if not trainable:
         raise ConfigError("the model has no trainable parameter", hint="unfreeze one, or evaluate instead of training")
     betas = (beta1, 0.999 if beta2 is None else beta2)
-    if name == "muon":
+    if name in MUONS:
         return MuonAdamW(
             model,
             lr,
@@ -84,6 +86,7 @@ def build_optimizer(
             betas=betas,
             eps=eps,
             growth=growth,
+            evened=name == "normuon",
         )
     rates = {n: multiplier(name, grown) for n, grown in (growth or {}).items()}
     groups = _groups(trainable, lr, weight_decay, rates, decoupled=name == "adamw" or name in SGD)
@@ -131,6 +134,7 @@ class MuonAdamW:
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         growth: Mapping[str, Growth] | None = None,
+        evened: bool = False,
     ) -> None:
         growth = growth or {}
         hidden = hidden_matrices(model)
@@ -138,7 +142,7 @@ class MuonAdamW:
             raise ConfigError("muon needs a hidden matrix, and this model has none", hint="try optimizer.name=adamw")
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         rest = [(n, p) for n, p in named if n not in hidden]
-        self.muon = Muon([(n, p) for n, p in named if n in hidden], hidden, lr, weight_decay, momentum, growth)
+        self.muon = Muon([(n, p) for n, p in named if n in hidden], hidden, lr, weight_decay, momentum, growth, evened)
         rates = {n: multiplier("adamw", growth[n]) for n, _ in rest if n in growth}
         groups = _groups(rest, lr, weight_decay, rates, decoupled=True)
         self.adamw = torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=_fused(rest))
