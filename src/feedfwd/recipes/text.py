@@ -260,7 +260,7 @@ def preset(config: PretrainConfig, tokens: int, form: dict[str, Any], seen: floa
     row, rows = config.data.row, config.train.batch_size * config.train.accumulate
     width = config.model.base_width if config.ffn.init == "mup" else form["model.width"]
     found: dict[str, Any] = {
-        "optimizer.name": "muon",
+        "optimizer.name": "normuon",
         "optimizer.lr": 0.006 * min(1.0, (128 / width) ** 0.5),
         "optimizer.weight_decay": 0.1,
         "optimizer.beta2": 0.95,

@@ -19,6 +19,7 @@ typedef struct {
 
 #define CHUNK 64 /* rows of a product held in fp32 before they are stored */
 #define BAND 32  /* rows of the matrix itself worked on at a time */
+#define LINE(x) (UP(x, 32) | 32) /* from one row to the next: a power of two would let rows share cache lines */
 
 /* G ← A Aᵀ or first · A + third · A A for a symmetric A: of a symmetric result what lies on and below the panels'
    diagonal is computed, the rest mirrored. b holds Aᵀ packed. */
@@ -73,14 +74,14 @@ static void even_out(const num *x, long ldx, long m, long n, float *moment, floa
 
 static int update(const settings *t, const matrix *of) {
   const int tall = of->rows >= of->columns; /* which of the two is told apart by `moment`, so that it is always x's columns */
-  const long m = tall ? of->columns : of->rows, n = tall ? of->rows : of->columns, entries = m * n;
-  const long ldx = UP(n, 32), ldg = UP(m, 32), wide = packed(ldx, m), square = packed(ldg, m), rows = packed(ldg, n);
-  char *memory = scratch(sizeof(num) * (m * ldx + 2 * m * ldg) + 4 * (wide > rows ? wide : rows) + 4 * square +
-                         4 * CHUNK * PANEL + sizeof(num) * BAND * m + 4 * n + 8 * 64);
+  const long m = tall ? of->columns : of->rows, n = tall ? of->rows : of->columns, ldx = LINE(n), ldg = LINE(m);
+  const long across = packed(UP(n, PAIR), m), down = packed(UP(m, PAIR), n), of_x = across > down ? across : down;
+  const long of_gram = packed(UP(m, PAIR), m);
+  char *memory = scratch(sizeof(num) * (m * ldx + 2 * m * ldg + BAND * m) + 4 * (of_x + of_gram + CHUNK * PANEL + n) + 8 * 64);
   if (!memory) return 1;
-  word *x_packed = (word *)memory, *g_packed = x_packed + UP(wide > rows ? wide : rows, 16);
-  float *sums = (float *)(g_packed + UP(square, 16));
-  num *x = (num *)(sums + CHUNK * PANEL), *gram = x + UP(m * ldx, 32), *both = gram + UP(m * ldg, 32), *band = both + UP(m * ldg, 32);
+  word *x_packed = (word *)memory, *g_packed = x_packed + UP(of_x, 16);
+  float *sums = (float *)(g_packed + UP(of_gram, 16));
+  num *x = (num *)(sums + CHUNK * PANEL), *gram = x + m * ldx, *both = gram + m * ldg, *band = both + m * ldg;
   float *factor = (float *)(band + UP(BAND * m, 32));
 
   float squares = 0.0f;
