@@ -313,25 +313,37 @@ def muon(theta: Array, g: Array, lr: float, memory: dict, mu: float = 0.95) -> A
     return theta - 0.2 * np.sqrt(max(theta.shape)) * lr * orthogonalised(ahead)
 
 
+def normuon(theta: Array, g: Array, lr: float, memory: dict, mu: float = 0.95, smooth: float = 0.9) -> Array:
+    """Muon whose rows, or columns where these are more, each have one root mean square; Li 2025, arXiv 2510.05491."""
+    memory["m"] = mu * memory.get("m", 0) + (1 - mu) * g
+    towards = orthogonalised((1 - mu) * g + mu * memory["m"])
+    squares = np.mean(towards**2, axis=1 if theta.shape[0] >= theta.shape[1] else 0, keepdims=True)
+    memory["v"] = smooth * memory.get("v", 0) + (1 - smooth) * squares
+    even = towards / np.sqrt(memory["v"])
+    even *= np.linalg.norm(towards) / np.linalg.norm(even)
+    return theta - 0.2 * np.sqrt(max(theta.shape)) * lr * even
+
+
 RULES: dict[str, Callable[..., Array]] = {
-    f.__name__: f for f in (sgd, momentum, nesterov, rmsprop, adagrad, adam, muon)
+    f.__name__: f for f in (sgd, momentum, nesterov, rmsprop, adagrad, adam, muon, normuon)
 } | {"adamw": adam}
+MUONS = "muon", "normuon"
 
 
 def update(
     layers: list[Layer], gradients: list[Layer], optimizer: str, lr: float, memory: dict, weight_decay: float = 0.0
 ) -> list[Layer]:
-    """One step for every parameter. Decay concerns matrices alone: decoupled, θ ← (1 - lr λ) θ, for adamw and muon
-    (arXiv 1711.05101); for the others λ θ is added to the gradient. Muon takes the hidden matrices, adamw the rest."""
+    """One step for every parameter. Decay concerns matrices alone: decoupled, θ ← (1 - lr λ) θ, for adamw and the
+    Muons (arXiv 1711.05101); for others λ θ is added to the gradient. Muons take hidden matrices, adamw the rest."""
     new: list[Layer] = []
     for i, (layer, gradient) in enumerate(zip(layers, gradients, strict=True)):
         new.append({})
         for name, theta in layer.items():
             rule, g = optimizer, gradient[name]
-            if optimizer == "muon" and (name != "W" or i == len(layers) - 1):
+            if optimizer in MUONS and (name != "W" or i == len(layers) - 1):
                 rule = "adamw"
             decay = weight_decay if name == "W" else 0.0
-            if rule in ("adamw", "muon"):
+            if rule in ("adamw", *MUONS):
                 theta = (1 - lr * decay) * theta
             else:
                 g = g + decay * theta

@@ -123,10 +123,11 @@ def test_a_preset_follows_the_tokens_seen() -> None:
     few, many = preset_of(10**6, 5e5, minutes=1), preset_of(10**6, 5e6, minutes=1)
     assert few["data.row"] == 64 and few["train.batch_size"] == 16 and few["optimizer.lr"] == 2 * many["optimizer.lr"]
     assert not {"data.row", "train.batch_size", "train.steps"} & many.keys()
-    assert "model.dropout" not in many and preset_of(10**6, 7.5e6, minutes=1)["model.dropout"] == 0.1
-    rows = [preset_of(10**6, seen, minutes=9).get("train.batch_size") for seen in (5e6, 7.9e6, 8.1e6, 5e7, 1e9)]
+    assert "model.dropout" not in many and preset_of(10**6, 9.5e6, minutes=1)["model.dropout"] == 0.1
+    assert "train.batch_size" not in preset_of(10**6, 9.5e6, minutes=1), "of a text seen often batches stay small"
+    rows = [preset_of(10**9, seen, minutes=9).get("train.batch_size") for seen in (5e6, 7.9e6, 8.1e6, 5e7, 1e9)]
     assert rows == [None, None, 16, 32, 128], "twice the rows for four times the tokens"
-    longer = preset_of(10**6, 5e7, "data.row=512", minutes=9), preset_of(10**6, 5e7, "train.accumulate=4", minutes=9)
+    longer = preset_of(10**9, 5e7, "data.row=512", minutes=9), preset_of(10**9, 5e7, "train.accumulate=4", minutes=9)
     assert longer[0]["train.batch_size"] == 16 and "train.batch_size" not in longer[1], "a batch's tokens count"
     unknown = preset_of(10**6, None, minutes=1)
     assert not {"data.row", "model.dropout", "train.steps"} & unknown.keys()

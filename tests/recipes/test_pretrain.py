@@ -187,7 +187,7 @@ def test_a_run_goes_on_from_another_folder(tmp_path: Path, monkeypatch: pytest.M
     ("pairs", "said"),
     [
         ([("\nwidth = 16", "\nwidth = 32"), ("hidden = 32", "hidden = 48")], "model.width=32 (was 16), ffn.hidden=48"),
-        ([('name = "muon"', 'name = "adamw"')], "optimizer.name=adamw (was muon)"),
+        ([('name = "normuon"', 'name = "adamw"')], "optimizer.name=adamw (was normuon)"),
         ([("ema = 0.0", "ema = 0.9")], "train.ema=0.9 (was 0.0)"),
         ([("row = 16", "row = 8")], "data.row=8 (was 16)"),
         ([("validation = 0.1", "validation = 0.2")], "data.validation=0.2 (was 0.1)"),

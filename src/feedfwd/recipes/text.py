@@ -275,7 +275,8 @@ def preset(config: PretrainConfig, tokens: int, form: dict[str, Any], seen: floa
         found |= {"data.row": 64, "train.batch_size": 16, "optimizer.lr": 2 * found["optimizer.lr"]}
     elif seen is not None and seen <= OFTEN * tokens:
         doublings = round(math.log2(USUAL * (seen / LONGER) ** 0.5 / (row * rows)))
-        found["train.batch_size"] = config.train.batch_size * 2 ** max(0, doublings)
+        if doublings > 0:
+            found["train.batch_size"] = config.train.batch_size * 2**doublings
     if seen is not None and seen > OFTEN * tokens:  # of a text seen often larger batches learn less
         found["model.dropout"] = 0.1
     return found

@@ -158,7 +158,7 @@ def evened(directions: Tensor, moments: Sequence[Tensor]) -> Tensor:
 
     `moments` are the moving means of their squares, K of them in tensors (stacked, longer side), which are updated.
     """
-    x = directions.float()
+    x = directions.to(moments[0].dtype)
     shorter = -1 if x.shape[1] >= x.shape[2] else -2
     mean = x.square().mean(shorter, keepdim=True)
     moment = torch.cat(list(moments)).lerp_(mean.squeeze(shorter), 1 - SMOOTH)
