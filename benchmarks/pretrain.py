@@ -436,7 +436,7 @@ def first_steps(source: str, begun: float, steps: int = 40) -> Row:
     class FirstStep:
         def say(self, text: str) -> None: ...
 
-        def progress(self, step: int, total: int, text: str) -> None:
+        def progress(self, step: int, total: int, text: str, unit: str = "step") -> None:
             if text.startswith("loss") and not seconds["first"]:
                 seconds["first"] = time.time() - begun
                 seconds["prepared"] = memory("VmHWM") / 1e6
