@@ -114,17 +114,6 @@ def train_llama(run: Path, minutes: float, seed: int, *, bf16: bool, compiled: b
     return scores | {"seconds": seconds, "steps": done, "tokens_per_second": rate, "parameters": n}
 
 
-class Capped(nn.Module):
-    """nanochat's model with what feedfwd's evaluation asks of one: its logits are the states, and nothing follows."""
-
-    def __init__(self, model: Any, vocabulary: int) -> None:
-        super().__init__()
-        self.model, self.head_weight = model, torch.eye(vocabulary)
-
-    def hidden(self, ids: Tensor) -> Tensor:
-        return self.model(ids)
-
-
 def train_nanochat(run: Path, minutes: float, seed: int, checkout: str, *, bf16: bool) -> dict:
     """nanochat's recipe for CPUs (runs/runcpu.sh: six layers of 384, 32 rows of 512) on a run's text and tokens.
 
@@ -141,8 +130,9 @@ def train_nanochat(run: Path, minutes: float, seed: int, checkout: str, *, bf16:
     from feedfwd.checkpoint import Run
     from feedfwd.config import parse
     from feedfwd.config_pretrain import PretrainConfig
+    from feedfwd.data.packing import held_out_batches
     from feedfwd.data.tokenizer import TextTokenizer
-    from feedfwd.evaluate.text import text_scores
+    from feedfwd.evaluate.text import bits_per_byte
     from feedfwd.recipes.console import Silent
     from feedfwd.recipes.text import prepare_text
 
@@ -190,7 +180,15 @@ def train_nanochat(run: Path, minutes: float, seed: int, checkout: str, *, bf16:
         step(done, (spent - compiling) / (60 * minutes - compiling))
         done += 1
     seconds = time.perf_counter() - begun
-    scores = text_scores(Capped(model, p.tokenizer.vocabulary), p.held_out, row, 4)  # type: ignore[arg-type]
+    nats, seen = 0.0, 0.0
+    model.eval()
+    with torch.inference_mode():
+        for held in held_out_batches(p.held_out, row, 4):
+            weights = torch.ones(held.targets.shape) if held.weights is None else held.weights
+            losses = model(held.inputs, held.targets, loss_reduction="none").view(held.targets.shape)
+            nats, seen = nats + float((losses * weights).sum()), seen + float(weights.sum())
+    n_bytes = sum(tokens.counts.bytes for tokens in p.held_out)
+    scores = {"loss": nats / seen, "bits_per_byte": bits_per_byte(nats / seen * sum(map(len, p.held_out)), n_bytes)}
     n = sum(parameter.numel() for parameter in model.parameters())
     rate = row * rows * (done - 1) / (seconds - compiling)
     return scores | {"seconds": seconds, "steps": done, "tokens_per_second": rate, "parameters": n}
