@@ -60,7 +60,7 @@ def test_it_is_the_formula(size: tuple[int, int, int, int], sight: Sight, dtype:
         assert torch.equal(torch.cat(torch.autograd.grad(again, parts, dy), 2), gradient)
 
 
-@pytest.mark.skipif(not torch.cpu._is_amx_tile_supported(), reason="this CPU has no tiles")
+@pytest.mark.skipif(not native.tiles(torch.bfloat16), reason="this CPU multiplies no tiles here")
 @pytest.mark.parametrize("size", [(2, 150, 2, 64), (1, 77, 3, 48), (3, 33, 2, 32), (2, 20, 2, 20)])
 def test_tiles_and_vectors_agree(size: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     B, T, H, D = size

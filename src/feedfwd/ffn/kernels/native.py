@@ -97,6 +97,7 @@ def products(dtype: torch.dtype) -> tuple[tuple[str, ...], str]:
 
 def tiles(dtype: torch.dtype) -> tuple[str, ...]:
     """Further options where the processor multiplies whole tiles of bf16 (AMX), and lets this process."""
-    if dtype != torch.bfloat16 or not torch.cpu._is_amx_tile_supported() or not torch.cpu._init_amx():
+    serves = dtype == torch.bfloat16 and not products(dtype)[1]
+    if not serves or not torch.cpu._is_amx_tile_supported() or not torch.cpu._init_amx():
         return ()
     return "-DAMX", "-mamx-tile", "-mamx-bf16"
