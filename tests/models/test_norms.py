@@ -1,11 +1,14 @@
 """RMSNorm in C: what the formula gives, in either precision, and where it is left to torch."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
 from feedfwd.ffn import plain
 from feedfwd.ffn.kernels.compiler import toolchain
+from feedfwd.ffn.spec import FFNSpec
 from feedfwd.models import norms_native
 from feedfwd.models.norms import RMSNorm
 from feedfwd.models.transformer import Transformer
@@ -27,7 +30,7 @@ def test_it_is_the_formula(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     dy = dy.to(dtype)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
         y = layer(x)
-    assert y.dtype == dtype
+    assert y.dtype == dtype and y.grad_fn.in_c
     exact, weight = x.detach().double().requires_grad_(), layer.weight.detach().double().requires_grad_()
     wanted = exact * weight / (exact.square().mean(-1, keepdim=True) + 1e-3).sqrt()
     limit = 1e-6 if dtype == torch.float32 else 4e-3
@@ -64,6 +67,17 @@ def test_only_what_products_take_is_narrow() -> None:
         model.hidden(torch.zeros(1, 3, dtype=torch.long))
     narrow = torch.bfloat16
     assert kinds == {"blocks.0.attention_norm": narrow, "blocks.0.ffn_norm": narrow, "norm": torch.float32}
+
+
+def test_a_layer_of_ones_own_sees_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    model = Transformer(50, width=32, depth=1, heads=4, hidden=48, ffn=FFNSpec(kind="stranger:Maxout"))
+    seen = []
+    for block in model.blocks:
+        block.ffn.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model.hidden(torch.zeros(1, 3, dtype=torch.long))
+    assert seen == [torch.float32]
 
 
 def test_a_second_derivative_is_there_under_plain() -> None:

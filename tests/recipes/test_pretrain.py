@@ -249,7 +249,9 @@ class StopAt:
 STATEFUL = ["train.ema=0.9", "model.dropout=0.1", "train.evaluate_every=5", "train.accumulate=2", "train.steps=20"]
 
 
-@pytest.mark.parametrize("more", ["optimizer.name=muon", "optimizer.name=adamw", "train.objective=masked"])
+@pytest.mark.parametrize(
+    "more", ["optimizer.name=muon", "optimizer.name=normuon", "optimizer.name=adamw", "train.objective=masked"]
+)
 def test_resuming_gives_the_same_bits(more: str) -> None:
     stateful = config(*STATEFUL, more)
     pretrain_config(stateful, Path("whole"))

@@ -148,6 +148,10 @@ def test_muon_in_c_does_what_torchs_operations_do(
         pytest.skip(compiled)
     monkeypatch.setattr(muon, "lacks_bf16", lambda kind: "" if dtype == torch.bfloat16 else "no bf16 products")
 
+    taken: list[int] = []
+    update = muon_native.update
+    monkeypatch.setattr(muon_native, "update", lambda jobs, *more: (taken.append(len(jobs)), update(jobs, *more)))
+
     def trained(threads: int, by_torch: bool = False) -> list[Tensor]:
         torch.manual_seed(0)
         named = [(str(i), nn.Parameter(torch.randn(shape))) for i, shape in enumerate(shapes)]
@@ -169,6 +173,7 @@ def test_muon_in_c_does_what_torchs_operations_do(
         moved = 3 * 0.1 * 0.2 * max(one.shape) ** 0.5  # at most, by any singular vector
         off = torch.linalg.matrix_norm(one - theirs, 2) / moved
         assert off < (0.2 if dtype == torch.bfloat16 else 1e-4), "the first quintic makes a seventh of bf16's rounding"
+    assert taken == 6 * [len(shapes)], "three updates each by one and by two threads, and none by torch"
 
 
 @pytest.mark.parametrize("shape", [(40, 24), (24, 40), (32, 32)])

@@ -18,8 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from feedfwd.ffn.kernels import pages, plan
-from feedfwd.ffn.kernels.compiler import library
-from feedfwd.ffn.kernels.native import products, tiles
+from feedfwd.ffn.kernels.native import multiplying
 from feedfwd.models.attention import Sight, formula
 from feedfwd.models.positions import rotate_plain
 
@@ -85,13 +84,7 @@ class Task(ctypes.Structure):
 
 @functools.cache
 def _compiled(dtype: torch.dtype) -> tuple[ctypes.CDLL | None, str]:
-    definitions, reason = products(dtype)
-    if reason:
-        return None, reason
-    source, faster = Path(__file__).with_name("attention.c"), tiles(dtype)
-    found, reason = library(source, (*definitions, *faster))
-    if found is None and faster:  # an older compiler doesn't know them
-        found, reason = library(source, definitions)
+    found, reason = multiplying(Path(__file__).with_name("attention.c"), dtype)
     if found is not None:
         found.forward.argtypes = (ctypes.c_void_p,) * 3
         found.backward.argtypes = (ctypes.c_void_p,) * 4

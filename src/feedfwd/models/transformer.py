@@ -254,7 +254,10 @@ class Transformer(nn.Module):
                     bias=bias, qk_norm=qk_norm, eps=norm_eps, depth=2 * depth, generator=generator,
                 ),
                 build_ffn(spec, width, hidden, depth=2 * depth, generator=generator),
-                (norm(norm_kind, width, norm_eps, not post), norm(norm_kind, width, norm_eps, not post)),
+                (
+                    norm(norm_kind, width, norm_eps, into_products=not post),
+                    norm(norm_kind, width, norm_eps, into_products=not (post or is_own(spec.kind))),
+                ),
                 post,
                 dropout,
             )

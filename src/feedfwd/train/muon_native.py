@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from feedfwd.ffn.kernels import plan
-from feedfwd.ffn.kernels.compiler import library
-from feedfwd.ffn.kernels.native import products, tiles
+from feedfwd.ffn.kernels.native import multiplying
 
 WIDEST = 1024  # of a matrix's shorter side: beyond, what a thread works on leaves its cache
 ALONE = 1 << 21  # multiply-adds: below, waking a second thread costs more than it saves
@@ -81,15 +80,9 @@ class Settings(ctypes.Structure):
 
 @functools.cache
 def _compiled(dtype: torch.dtype) -> tuple[ctypes.CDLL | None, str]:
-    definitions, reason = products(dtype)
-    if reason:
-        return None, reason
     if dtype == torch.float32 and torch.backends.cpu.get_cpu_capability() != "AVX512":
         return None, "torch's fp32 products are as fast without AVX-512"
-    source, faster = Path(__file__).with_name("muon.c"), tiles(dtype)
-    found, reason = library(source, (*definitions, *faster))
-    if found is None and faster:  # an older compiler doesn't know them
-        found, reason = library(source, definitions)
+    found, reason = multiplying(Path(__file__).with_name("muon.c"), dtype)
     if found is not None:
         found.muon.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long)
     return found, reason

@@ -17,8 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from feedfwd.ffn.kernels import gpu, native, pages
-from feedfwd.ffn.kernels import outer as in_c
+from feedfwd.ffn.kernels import gpu, native, outer, pages
 from feedfwd.ffn.kernels.formulas import FROM_OUTPUT, Dropout, Passes, TorchPasses
 
 FEW = 64  # tokens
@@ -101,14 +100,14 @@ def backward(
     # anyone is likelier still in the cache than pages of our own.
     least = pages.LEAST if x_ND.shape[0] >= FEW else pages.HEAP
     if needs[3]:
-        grads[3] = _outer(dy_ND, a_NH, least)
+        grads[3] = _weight_gradient(dy_ND, a_NH, least)
     del a_NH, da_NH
     if needs[4]:
         grads[4] = dy_ND.sum(0)
     if needs[2]:
         grads[2] = dz_NM.sum(0)
     if needs[1]:
-        grads[1] = _outer(dz_NM, x_ND, least)
+        grads[1] = _weight_gradient(dz_NM, x_ND, least)
     if needs[0]:
         grads[0] = _product(dz_NM, first, x.shape, slack=4)  # in da's memory where that is idle: the peak is here
     return grads
@@ -138,10 +137,10 @@ def _product(a: Tensor, b: Tensor, shape: Sequence[int] = (), least: int = pages
     return out
 
 
-def _outer(a: Tensor, b: Tensor, least: int) -> Tensor:  # (N, A), (N, B) -> (A, B)
-    if in_c.lacks(a, b):
+def _weight_gradient(a: Tensor, b: Tensor, least: int) -> Tensor:  # (N, A), (N, B) -> (A, B)
+    if outer.lacks(a, b):
         return _product(a.t(), b, least=least)
-    return in_c.outer(a, b, pages.warm((a.shape[1], b.shape[1]), a, least))
+    return outer.outer(a, b, pages.warm((a.shape[1], b.shape[1]), a, least))
 
 
 def _shaped(x: Tensor, shape: Sequence[int]) -> Tensor:

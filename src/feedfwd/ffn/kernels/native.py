@@ -95,6 +95,18 @@ def products(dtype: torch.dtype) -> tuple[tuple[str, ...], str]:
     return ("-DBF16", "-mavx512bf16"), ""
 
 
+def multiplying(source: Path, dtype: torch.dtype) -> tuple[ctypes.CDLL | None, str]:
+    """`source`, which multiplies matrices in this precision by lanes.c, compiled, with tiles where there are some."""
+    definitions, reason = products(dtype)
+    if reason:
+        return None, reason
+    faster = tiles(dtype)
+    found, reason = library(source, (*definitions, *faster))
+    if found is None and faster:  # an older compiler doesn't know them
+        found, reason = library(source, definitions)
+    return found, reason
+
+
 def tiles(dtype: torch.dtype) -> tuple[str, ...]:
     """Further options where the processor multiplies whole tiles of bf16 (AMX), and lets this process."""
     serves = dtype == torch.bfloat16 and not products(dtype)[1]
