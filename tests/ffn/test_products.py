@@ -1,16 +1,18 @@
-"""Weights' gradients in C (`kernels.outer`), where the processor multiplies tiles, and the map that takes them."""
+"""The products of a linear map in C (`kernels.maps`), where the processor multiplies tiles, and what takes them."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from feedfwd.ffn import plain
-from feedfwd.ffn.kernels import outer
-from feedfwd.ffn.products import mapped
+from feedfwd.ffn import DenseFFN, GatedFFN, plain
+from feedfwd.ffn.kernels import maps
+from feedfwd.ffn.parts import Linear
+from feedfwd.ffn.products import applied, linear, mapped
 
-LACKING = outer.lacks(*(torch.zeros(outer.LEAST, 2, dtype=torch.bfloat16) for _ in range(2)))
+LACKING = maps.lacks(torch.zeros(maps.LEAST, 32, dtype=torch.bfloat16), torch.zeros(32, 32))
 in_c = pytest.mark.skipif(bool(LACKING), reason=str(LACKING))
+SIZES = [(64, 32, 32), (79, 96, 160), (257, 64, 32), (300, 416, 96), (700, 544, 64), (1000, 160, 1056)]
 
 
 def of_error(found: Tensor, wanted: Tensor) -> float:
@@ -18,55 +20,130 @@ def of_error(found: Tensor, wanted: Tensor) -> float:
 
 
 @in_c
-@pytest.mark.parametrize(
-    "size", [(1024, 64, 64), (1100, 33, 70), (1025, 5, 3), (2000, 300, 1100), (1500, 1, 1)], ids=str
-)
-def test_it_is_the_product(size: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_a_map_is_the_product(size: tuple[int, int, int]) -> None:
+    T, K, N = size
+    x, dy, weight, bias = torch.randn(T, K).bfloat16(), torch.randn(T, N).bfloat16(), torch.randn(N, K), torch.randn(N)
+    rounded = weight.bfloat16().double()
+    y, dx = torch.empty(T, N).bfloat16(), torch.empty(T, K).bfloat16()
+    assert of_error(maps.linear(x, weight, bias, y), x.double() @ rounded.t() + bias.double()) < 2e-3
+    assert of_error(maps.linear(x, weight, None, y), x.double() @ rounded.t()) < 2e-3
+    assert of_error(maps.linear(dy, weight.t(), None, dx), dy.double() @ rounded) < 2e-3
+    wide = torch.randn(T, N + 7).bfloat16()  # a part of a wider matrix
+    assert of_error(maps.linear(wide[:, 3 : 3 + N], weight.t(), None, dx), wide[:, 3 : 3 + N].double() @ rounded) < 2e-3
+
+
+@in_c
+@pytest.mark.parametrize("size", [*SIZES, (1100, 33, 70), (1025, 5, 3), (2000, 300, 1100), (1500, 1, 1)], ids=str)
+def test_a_weights_gradient_is_the_product(size: tuple[int, int, int]) -> None:
     T, N, K = size
     a, b = (torch.randn(T, n).bfloat16() for n in (N, K))
     wanted = a.double().t() @ b.double()
-    found = outer.outer(a, b)
-    assert of_error(found, wanted) < 3e-3
-    wide = torch.randn(T, N + 7).bfloat16()  # a part of a wider matrix
-    assert of_error(outer.outer(wide[:, 3 : 3 + N], b), wide[:, 3 : 3 + N].double().t() @ b.double()) < 3e-3
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    assert torch.equal(outer.outer(a, b), found)
+    found = torch.empty(N, K)
+    assert maps.outer(a, b, found) is found
+    assert of_error(found, wanted) < 1e-6
+    assert of_error(maps.outer(a, b, torch.ones(N, K), add=True), wanted + 1) < 1e-6
+    wide = torch.randn(T, N + 7).bfloat16()
+    assert of_error(maps.outer(wide[:, 3 : 3 + N], b, found), wide[:, 3 : 3 + N].double().t() @ b.double()) < 1e-6
+
+
+@in_c
+def test_the_threads_change_nothing() -> None:
+    x, dy, weight = torch.randn(700, 96).bfloat16(), torch.randn(700, 320).bfloat16(), torch.randn(320, 96)
+
+    def all_three() -> list[Tensor]:
+        y, dx = (torch.empty(700, n, dtype=torch.bfloat16) for n in (320, 96))
+        maps.linear(x, weight, None, y)
+        maps.linear(dy, weight.t(), None, dx)
+        return [y, dx, maps.outer(dy, x, torch.empty(320, 96))]
+
+    before, found = torch.get_num_threads(), all_three()
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        assert all(map(torch.equal, all_three(), found))
     torch.set_num_threads(before)
-    assert outer.outer(a, b, out := torch.empty_like(found)) is out
-    assert torch.equal(out, found)
 
 
-@pytest.mark.parametrize("rows", [3, outer.LEAST])
+@pytest.mark.parametrize("rows", [3, maps.LEAST, maps.MOST])
 @pytest.mark.parametrize("biased", [True, False])
-def test_a_map_has_linears_gradients(rows: int, biased: bool) -> None:
+def test_it_has_linears_gradients(rows: int, biased: bool) -> None:
     torch.manual_seed(0)
-    x, weight = torch.randn(2, rows, 24).requires_grad_(), torch.randn(40, 24).requires_grad_()
-    bias = torch.randn(40).requires_grad_() if biased else None
+    x, weight = torch.randn(2, rows, 64).requires_grad_(), torch.randn(96, 64).requires_grad_()
+    bias = torch.randn(96).requires_grad_() if biased else None
     inputs = [tensor for tensor in (x, weight, bias) if tensor is not None]
-    dy = torch.randn(2, rows, 40).bfloat16()
+    dy = torch.randn(2, rows, 96).bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found, wanted = mapped(x, weight, bias), F.linear(x, weight, bias)
-    assert torch.equal(found, wanted)
+    assert of_error(found, wanted.double()) < 6e-3
     for one, other in zip(torch.autograd.grad(found, inputs, dy), torch.autograd.grad(wanted, inputs, dy), strict=True):
         assert one.dtype == other.dtype
         assert of_error(one, other.double()) < 6e-3
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(mapped(x, weight, bias), wanted)
+        assert torch.equal(mapped(x, weight, bias), found)
 
 
 @in_c
-def test_a_map_takes_it() -> None:
-    x, weight = torch.randn(outer.LEAST, 8), torch.randn(4, 8).requires_grad_()
+@pytest.mark.parametrize("activation", ["gelu", "relu", "swiglu"])
+def test_a_layers_gradients_are_no_farther_off_than_torchs(activation: str) -> None:
+    layer = GatedFFN(64, 96) if activation == "swiglu" else DenseFFN(64, 96, activation)
+    x, dy = torch.randn(200, 64), torch.randn(200, 64)
+    layer.double()
+    torch.autograd.backward(layer(x.double()), dy.double())
+    exact = [p.grad for p in layer.parameters() if p.grad is not None]
+    layer.float()
+
+    def errors() -> list[float]:
+        for p in layer.parameters():
+            p.grad = None
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = layer(x)
+        torch.autograd.backward(y, dy.to(y.dtype))
+        return [of_error(p.grad, e) for p, e in zip(layer.parameters(), exact, strict=True) if p.grad is not None]
+
+    with plain():
+        by_torch = errors()
+    ours = errors()
+    assert len(ours) == len(exact)
+    assert max(ours) < 1.2 * max(by_torch) < 0.06
+
+
+@in_c
+def test_what_takes_it() -> None:
+    x, layer = torch.randn(maps.LEAST, 32), Linear(32, 64)
+
+    def in_c() -> bool:
+        made_by = applied(layer, x).grad_fn
+        assert made_by is not None
+        return "Mapped" in str(made_by.next_functions)
+
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert "Mapped" in str(mapped(x, weight, None).grad_fn.next_functions)
+        assert in_c()
         with plain():
-            assert "Mapped" not in str(mapped(x, weight, None).grad_fn.next_functions)
+            assert not in_c()
+        seen: list[Tensor] = []
+        layer.register_forward_hook(lambda _, inputs, output: seen.append(output))
+        assert not in_c()
+    assert len(seen) == 1
+    frozen = linear(x.bfloat16(), layer.weight)
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # of many tokens the weight is cast, and its gradient is not
+        many = applied(Linear(32, 64), torch.randn(maps.MOST + 1, 32))
+    assert "Mapped" in str(many.grad_fn.next_functions if many.grad_fn else "")
+    assert torch.equal(frozen, maps.linear(x.bfloat16(), layer.weight, None, torch.empty_like(frozen)))
+
+
+def test_a_weight_is_taken_in_the_inputs_precision() -> None:
+    x, weight = torch.randn(3, 5, dtype=torch.float64), torch.randn(2, 5)
+    assert torch.equal(linear(x, weight), x @ weight.double().t())
 
 
 def test_it_says_what_it_does_not_serve() -> None:
-    a = torch.zeros(outer.LEAST, 4, dtype=torch.bfloat16)
-    assert "tokens" in (outer.lacks(a[1:], a[1:]) or "")
-    assert "float32" in (outer.lacks(a.float(), a.float()) or "")
-    turned = torch.zeros(4, outer.LEAST, dtype=torch.bfloat16).t()
-    assert "row by row" in (outer.lacks(turned, a) or "")
+    x, weight = torch.zeros(maps.LEAST, 32, dtype=torch.bfloat16), torch.zeros(64, 32)
+    assert "fewer" in (maps.lacks(x[1:], weight) or "")
+    assert "more than" in (maps.lacks(x.repeat(20, 1), weight) or "")
+    assert "float32 by float32" in (maps.lacks(x.float(), weight) or "")
+    assert "bfloat16 by bfloat16" in (maps.lacks(x, weight.bfloat16()) or "")
+    assert "multiples of 32" in (maps.lacks(x, torch.zeros(65, 32)) or "")
+    assert "row by row" in (maps.lacks(torch.zeros(32, maps.LEAST, dtype=torch.bfloat16).t(), weight) or "")
+    assert "tokens" in (maps.lacks_outer(x[1:], x[1:]) or "")
+    assert "float32" in (maps.lacks_outer(x, x.float()) or "")
+    assert "row by row" in (maps.lacks_outer(x, torch.zeros(4, maps.LEAST, dtype=torch.bfloat16).t()) or "")

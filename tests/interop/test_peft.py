@@ -13,7 +13,7 @@ from feedfwd.config import FFNSpec
 from feedfwd.errors import ConfigError, DataError
 from feedfwd.ffn.gated import GatedFFN
 from feedfwd.ffn.lora import activate, adapt, adapter_state, lora_layers, unwrap
-from feedfwd.interop.families import LLAMA_NAMES
+from feedfwd.interop.decoders import LLAMA_NAMES
 from feedfwd.interop.huggingface import export
 from feedfwd.interop.peft import load_peft, names_from, save_peft
 from feedfwd.models.transformer import Transformer

@@ -10,7 +10,7 @@ from feedfwd.ffn import plain
 from feedfwd.ffn.kernels.compiler import toolchain
 from feedfwd.ffn.spec import FFNSpec
 from feedfwd.models import norms_native
-from feedfwd.models.norms import RMSNorm
+from feedfwd.models.norms import RMSNorm, added
 from feedfwd.models.transformer import Transformer
 
 pytestmark = pytest.mark.skipif(bool(toolchain()[1]), reason=toolchain()[1])
@@ -41,6 +41,31 @@ def test_it_is_the_formula(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     for one, other in zip(found, right, strict=True):
         assert one.dtype == torch.float32
         torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_sum_and_its_norm_are_what_they_are_one_after_the_other(dtype: torch.dtype) -> None:
+    layer, x, dy = made((5, 30, 48))
+    branch, dtotal, dy = torch.randn(x.shape).to(dtype).requires_grad_(), torch.randn(x.shape), dy.to(dtype)
+    inputs = [x, branch, layer.weight]
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        found = added(layer, x, branch)
+        with plain():
+            wanted = added(layer, x, branch)
+        watched: list[Tensor] = []
+        handle = layer.register_forward_hook(lambda _, __, y: watched.append(y))
+        added(layer, x, branch)
+        handle.remove()
+    assert "Added" in str(found[0].grad_fn) and "Added" not in str(wanted[0].grad_fn)
+    assert len(watched) == 1
+    assert torch.equal(found[0], wanted[0])
+    rtol, atol = (1e-5, 1e-4) if dtype == torch.float32 else (8e-3, 2e-3)
+    torch.testing.assert_close(found[1], wanted[1].to(dtype), rtol=rtol, atol=atol)
+    one = torch.autograd.grad(found, inputs, [dtotal, dy])
+    other = torch.autograd.grad(wanted, inputs, [dtotal, dy.to(wanted[1].dtype)])
+    for ours, right in zip(one, other, strict=True):
+        assert ours.dtype == right.dtype
+        torch.testing.assert_close(ours, right, rtol=rtol, atol=atol)
 
 
 def test_threads_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:

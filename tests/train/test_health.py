@@ -18,7 +18,8 @@ from feedfwd.models.mlp import MLP
 from feedfwd.recipes.console import Silent
 from feedfwd.recipes.fit import fit_config, resume
 from feedfwd.recipes.interrupt import Interrupted
-from feedfwd.train.health import Finding, Health, examine
+from feedfwd.train.checkup import Finding, examine
+from feedfwd.train.health import Health
 from feedfwd.train.loop import Step, train
 
 

@@ -171,9 +171,8 @@ class _LowRankLinear(torch.autograd.Function):
         z_NR = unscaled_NH = None
         if a is not None:
             z_NR = linear(_seen(x_ND, keep_mask(x_ND, keep, seed) if keep < 1 else None), a).mul_(scale / keep)
-        # Autocast casts a frozen weight each time: keeping the cast one would double what the weights take.
-        weight_HD = weight.to(x.dtype) if torch.is_autocast_enabled(x.device.type) else weight
-        y_NH = linear(x_ND, weight_HD, bias if growth is None else None)
+        # The weight is cast each time, as by autocast: keeping the cast one would double what the weights take.
+        y_NH = linear(x_ND, weight, bias if growth is None else None)
         if z_NR is not None and b is not None:
             for y, z, b_HR in zip(y_NH.chunk(groups, 1), z_NR.chunk(groups, 1), b.chunk(groups), strict=True):
                 y.addmm_(z, b_HR.t())
@@ -208,7 +207,7 @@ class _LowRankLinear(torch.autograd.Function):
             z_parts = z_NR.chunk(groups, 1)
             db = _stack([linear(z.t(), dy.t()).t() for dy, z in zip(dy_parts, z_parts, strict=True)], 0)
         if needs_x:
-            dx = linear(dy_NH, weight.to(x.dtype).t())
+            dx = linear(dy_NH, weight.t())
         elif hidden is not None and needs_a:
             x_ND = hidden.forward(x_ND)
         if a is not None and (needs_x or needs_a):

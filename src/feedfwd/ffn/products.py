@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from feedfwd.ffn.kernels import outer, pages, plan
+from feedfwd.ffn.kernels import maps, pages, plan
+from feedfwd.ffn.parts import Linear
 
 LARGE = 2**21  # multiplications from which oneDNN's longer preparation pays
 
@@ -22,9 +23,15 @@ LARGE = 2**21  # multiplications from which oneDNN's longer preparation pays
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x Wᵀ + bias for x (N, D), weight (H, D) of any strides. Not differentiable: for a backward pass of one's own.
 
+    A weight of another precision is taken in x's.
+
     >>> linear(torch.ones(2, 3), torch.ones(4, 3)).shape
     torch.Size([2, 4])
     """
+    if weight.dtype != x.dtype:
+        if maps.lacks(x, weight) is None:
+            return maps.linear(x, weight, bias, pages.empty((x.shape[0], weight.shape[0]), like=x))
+        weight = weight.to(x.dtype)
     large = x.dtype == torch.float32 and x.shape[0] * weight.numel() >= LARGE
     if large and x.device.type == "cpu" and _dense(x) and _dense(weight) and onednn_is_faster():
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
@@ -33,32 +40,41 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def mapped(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # (..., D), (H, D), (H,) -> (..., H)
-    """`F.linear`, whose weight gets its gradient in C where that is faster (see `kernels.outer`).
+    """`F.linear`, in C where that is faster (see `kernels.maps`).
 
     >>> mapped(torch.ones(2, 3), torch.ones(4, 3), None).shape
     torch.Size([2, 4])
     """
-    if not (plan.enabled() and torch.is_grad_enabled() and torch.is_autocast_enabled(x.device.type)):
+    if not (plan.enabled() and torch.is_autocast_enabled(x.device.type)):
         return F.linear(x, weight, bias)
     transformed = torch._C._get_tracing_state() is not None or torch._C._are_functorch_transforms_active()
     if torch.compiler.is_compiling() or transformed:
         return F.linear(x, weight, bias)
-    dtype = torch.get_autocast_dtype(x.device.type)
-    x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    x = x.to(torch.get_autocast_dtype(x.device.type))
     x_ND = x.reshape(-1, x.shape[-1])
-    if outer.lacks(x_ND, x_ND):
+    if maps.lacks_outer(x_ND, x_ND):
         return F.linear(x, weight, bias)
     y: Tensor = Mapped.apply(x_ND, weight, bias)  # type: ignore[no-untyped-call]
     return y.view(*x.shape[:-1], len(weight))
 
 
+def applied(layer: nn.Module, x: Tensor) -> Tensor:
+    """What `layer` makes of x: by `mapped` where it is a linear map that nothing watches."""
+    if type(layer) is Linear and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks):
+        return mapped(x, layer.weight, layer.bias)
+    y: Tensor = layer(x)
+    return y
+
+
 class Mapped(torch.autograd.Function):
-    """x Wᵀ + b and its gradients, x (N, D)."""
+    """x Wᵀ + b and its gradients, x (N, D) in bf16, W and b in fp32."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.dtype = weight.dtype
+        weight, bias = maps.taken(x, weight, bias)
         ctx.save_for_backward(x, weight)
-        return F.linear(x, weight, bias)
+        return linear(x, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -67,9 +83,9 @@ class Mapped(torch.autograd.Function):
         dy = dy.contiguous()
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         return (
-            dy @ weight if needs_x else None,
-            outer.outer(dy, x) if needs_weight else None,
-            dy.sum(0) if needs_bias else None,
+            linear(dy, weight.t()) if needs_x else None,
+            maps.outer(dy, x, torch.empty(weight.shape)).to(ctx.dtype) if needs_weight else None,
+            dy.sum(0).to(ctx.dtype) if needs_bias else None,
         )
 
 

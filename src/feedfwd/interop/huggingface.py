@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from feedfwd.errors import ConfigError, DataError, nearest
-from feedfwd.interop.families import FAMILIES, Config, Family, Pair, family_named, family_of
+from feedfwd.interop.families import FAMILIES, family_named, family_of
+from feedfwd.interop.family import Config, Family, Pair
 from feedfwd.interop.weights import read_json, read_tensors
 from feedfwd.models.heads import TiedHead
 from feedfwd.models.transformer import Transformer, build

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from feedfwd.errors import ConfigError, DataError, nearest
 from feedfwd.ffn.lora import adapter_state, add_adapters, linear_maps, lora_layers
 from feedfwd.ffn.lora_linear import KINDS, Adapter, LoRALinear
-from feedfwd.interop.families import Family, Pair
+from feedfwd.interop.family import Family, Pair
 from feedfwd.models.transformer import Transformer
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -55,7 +55,7 @@ def names_from(pairs: Iterable[Pair]) -> Names:
 
     Where one map there is several here, `#1/3` says which of its parts.
 
-    >>> from feedfwd.interop.families import LLAMA_NAMES
+    >>> from feedfwd.interop.decoders import LLAMA_NAMES
     >>> names = names_from(LLAMA_NAMES)
     >>> names("blocks.3.ffn.up_proj"), names("head")
     ('model.layers.3.mlp.up_proj', 'lm_head')

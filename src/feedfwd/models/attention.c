@@ -89,13 +89,16 @@ static void hide(const task *t, float *s, long at, long width, long first, long 
   }
 }
 
+/* So many columns as whole panels, or as many as there are. */
+INLINE long panels(long wanted, long there) { return UP(wanted, PANEL) < there ? UP(wanted, PANEL) : there; }
+
 INLINE float power(float x) {
   float e = exponential(x);
   return x < -86.0f ? 0.0f : e;
 }
 
 static int forward_head(const task *t, long row, long head, num *y, float *lse) {
-  const long T = t->tokens, D = t->width, wide = UP(D, LANES), padded = UP(T, PANEL);
+  const long T = t->tokens, D = t->width, wide = UP(D, LANES), padded = UP(T, LANES);
   const float scale = 1.0f / sqrtf((float)D);
   const int64_t *documents = t->documents ? t->documents + row * T : 0;
   const long kv_head = head / (t->heads / t->kv_heads);
@@ -115,9 +118,9 @@ static int forward_head(const task *t, long row, long head, num *y, float *lse) 
     turned(t, head_of(t, Q, row, head), t->stride[Q], q0, rows, rows, q);
     for (long i = 0; i < rows; i++) most[i] = -INFINITY, total[i] = 0.0f;
     for (long k0 = low; k0 < high; k0 += KEYS) {
-      const long width = UP(high - k0 < KEYS ? high - k0 : KEYS, PANEL);
+      const long width = panels(high - k0 < KEYS ? high - k0 : KEYS, padded - k0);
       for (long j = 0; j < width; j += PANEL)
-        panel(rows, D, q, D, keys + (k0 + j) * (D / PAIR), PANEL, s + j, KEYS, 0);
+        panel(rows, D, q, D, keys + (k0 + j) * (D / PAIR), width_of(padded, k0 + j), s + j, KEYS, 0);
       for (long i = 0; i < rows; i++) {
         float *scores = s + i * KEYS, largest = most[i], added = 0.0f;
         num *out = p + i * KEYS;
@@ -155,13 +158,14 @@ static int forward_head(const task *t, long row, long head, num *y, float *lse) 
 /* All query heads of one key head. With S = q kᵀ / √D, P = exp(S - lse), dP = ∂y vᵀ and dS = P ⊙ (dP - rowsum(∂y ⊙ y)):
    ∂v = Pᵀ ∂y, ∂k = dSᵀ q / √D, ∂q = dS k / √D. Pᵀ and dSᵀ are what is worked on, keys by queries. */
 static int backward_head(const task *t, long row, long kv_head, const num *y, const float *lse, const num *dy) {
-  const long T = t->tokens, D = t->width, wide = UP(D, LANES), padded = UP(T, PANEL), H = t->heads;
+  const long T = t->tokens, D = t->width, wide = UP(D, LANES), padded = UP(T, LANES), H = t->heads;
+  const long deep = UP(T, 32); /* what keys by columns take a row */
   const float scale = 1.0f / sqrtf((float)D);
   const int64_t *documents = t->documents ? t->documents + row * T : 0;
   const long group = H / t->kv_heads, rows_of_y = H * D, inner = UP(T, PAIR) / PAIR;
   const num *value = head_of(t, V, row, kv_head);
   const long sizes[] = {
-      /* keys by rows and by columns, queries */ padded * D * sizeof(num), D * padded * sizeof(num), padded * D * sizeof(num),
+      /* keys by rows and by columns, queries */ padded * D * sizeof(num), D * deep * sizeof(num), padded * D * sizeof(num),
       /* queries and ∂y, transposed and by rows */ 4 * padded * (D / PAIR), 4 * padded * (D / PAIR),
       4 * packed(T, D), 4 * packed(T, D),
       /* ∂k, ∂v, ∂qᵀ */ 4 * T * wide, 4 * T * wide, 4 * D * padded,
@@ -177,12 +181,16 @@ static int backward_head(const task *t, long row, long kv_head, const num *y, co
   num *k = (num *)part[0], *kt = (num *)part[1], *q = (num *)part[2], *p = (num *)part[12], *ds = (num *)part[13];
   word *qt = (word *)part[3], *dyt = (word *)part[4], *qr = (word *)part[5], *dyr = (word *)part[6], *dsr = (word *)part[14];
   float *dk = (float *)part[7], *dv = (float *)part[8], *dqt = (float *)part[9], *s = (float *)part[10];
-  float *dp = (float *)part[11], *base = (float *)part[15], *mean = (float *)part[16], *turn = (float *)part[17];
+  float *dp = (float *)part[11], *base = (float *)part[15], *mean = (float *)part[16], *dq = (float *)part[17];
 
   turned(t, head_of(t, K, row, kv_head), t->stride[K], 0, T, padded, k);
+#if PAIR == 2
+  turn(k, D, padded, D, kt, deep);
+#else
   for (long i = 0; i < padded; i += LANES)
     for (long d = 0; d < D; d++)
-      for (long l = 0; l < LANES; l++) kt[d * padded + i + l] = k[(i + l) * D + d];
+      for (long l = 0; l < LANES; l++) kt[d * deep + i + l] = k[(i + l) * D + d];
+#endif
   memset(dk, 0, sizes[7]);
   memset(dv, 0, sizes[8]);
   for (long head = kv_head * group; head < (kv_head + 1) * group; head++) {
@@ -205,12 +213,11 @@ static int backward_head(const task *t, long row, long kv_head, const num *y, co
       const long rows = T - k0 < BLOCK ? T - k0 : BLOCK;
       const long low = first_query(t, k0) / PANEL * PANEL, high = end_of_queries(t, k0 + rows - 1);
       for (long q0 = low; q0 < high; q0 += QUERIES) {
-        const long width = UP(high - q0 < QUERIES ? high - q0 : QUERIES, PANEL);
+        const long width = panels(high - q0 < QUERIES ? high - q0 : QUERIES, padded - q0);
         for (long j = 0; j < width; j += PANEL) {
-          const long of_dy = width_of(T, q0 + j);
-          panel(rows, D, k + k0 * D, D, qt + (q0 + j) * (D / PAIR), PANEL, s + j, QUERIES, 0);
-          panel(rows, D, value + k0 * t->stride[V], t->stride[V], dyt + (q0 + j) * (D / PAIR), of_dy, dp + j, QUERIES, 0);
-          for (long i = 0; i < rows && of_dy < PANEL; i++) memset(dp + i * QUERIES + j + of_dy, 0, 4 * (PANEL - of_dy));
+          const long own = width_of(padded, q0 + j);
+          panel(rows, D, k + k0 * D, D, qt + (q0 + j) * (D / PAIR), own, s + j, QUERIES, 0);
+          panel(rows, D, value + k0 * t->stride[V], t->stride[V], dyt + (q0 + j) * (D / PAIR), own, dp + j, QUERIES, 0);
         }
         for (long i = 0; i < rows; i++) {
           float *scores = s + i * QUERIES, *back = dp + i * QUERIES;
@@ -230,14 +237,24 @@ static int backward_head(const task *t, long row, long kv_head, const num *y, co
         }
         pack_rows(ds, QUERIES, rows, width, dsr);
         for (long j = 0; j < width; j += PANEL)
-          panel(D, UP(rows, PAIR), kt + k0, padded, dsr + UP(rows, PAIR) / PAIR * j, PANEL, dqt + q0 + j, padded, 1);
+          panel(D, UP(rows, PAIR), kt + k0, deep, dsr + UP(rows, PAIR) / PAIR * j, width_of(width, j), dqt + q0 + j, padded, 1);
       }
     }
     for (long i = 0; i < T; i += LANES) {
-      for (long d = 0; d < D; d++)
-        for (long l = 0; l < LANES; l++) turn[l * D + d] = dqt[d * padded + i + l];
-      for (long l = 0; l < LANES && i + l < T; l++)
-        turned_back(t, turn + l * D, i + l, gradient_of(t, Q, row, head, i + l));
+      long d = 0;
+#if PAIR == 2
+      for (; d + 16 <= D; d += 16) {
+        __m512i v[16];
+#pragma GCC unroll 16
+        for (int r = 0; r < 16; r++) v[r] = _mm512_loadu_si512(dqt + (d + r) * padded + i);
+        turn_words(v);
+#pragma GCC unroll 16
+        for (int l = 0; l < 16; l++) _mm512_storeu_si512(dq + l * D + d, v[l]);
+      }
+#endif
+      for (; d < D; d++)
+        for (long l = 0; l < LANES; l++) dq[l * D + d] = dqt[d * padded + i + l];
+      for (long l = 0; l < LANES && i + l < T; l++) turned_back(t, dq + l * D, i + l, gradient_of(t, Q, row, head, i + l));
     }
   }
   for (long i = 0; i < T; i++) {

@@ -26,15 +26,20 @@ class RMSNorm(nn.RMSNorm):
         self.width, self.into_products = width, into_products
 
     def forward(self, x: Tensor) -> Tensor:
-        assert self.eps is not None
-        kind = x.device.type
-        fast = x.dtype == self.weight.dtype and kind == "cpu" and torch.is_grad_enabled() and plan.enabled()
-        if fast and not torch.compiler.is_compiling():
-            narrow = self.into_products and torch.is_autocast_enabled(kind)
-            dtype = torch.get_autocast_dtype(kind) if narrow else x.dtype
-            return FastRMSNorm.apply(x, self.weight, self.eps, dtype)  # type: ignore[no-untyped-call]
+        if self.is_fast(x):
+            return FastRMSNorm.apply(x, self.weight, self.eps, self.gives(x))  # type: ignore[no-untyped-call]
         # A weight of another precision would widen the result, and keep the fused kernels away.
         return F.rms_norm(x, (self.width,), self.weight.to(x.dtype), self.eps)
+
+    def is_fast(self, x: Tensor) -> bool:
+        """Whether `FastRMSNorm` takes x."""
+        fast = x.dtype == self.weight.dtype and x.device.type == "cpu" and torch.is_grad_enabled() and plan.enabled()
+        return fast and not torch.compiler.is_compiling()
+
+    def gives(self, x: Tensor) -> torch.dtype:
+        """The precision of the result."""
+        narrow = self.into_products and torch.is_autocast_enabled(x.device.type)
+        return torch.get_autocast_dtype(x.device.type) if narrow else x.dtype
 
 
 class FastRMSNorm(torch.autograd.Function):
@@ -48,8 +53,7 @@ class FastRMSNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
         ctx.in_c = norms_native.lacks(x, weight, dtype) is None
         if ctx.in_c:
-            x = x.contiguous()
-            y, scale = norms_native.forward(x, weight, eps, dtype)
+            x, y, scale = norms_native.forward(x.contiguous(), None, weight, eps, dtype)
         else:
             y, scale = torch.ops.aten._fused_rms_norm(x, weight.shape, weight, eps)  # scale = 1 / √(mean(x²) + ε)
             y = y.to(dtype)
@@ -62,13 +66,43 @@ class FastRMSNorm(torch.autograd.Function):
         x, weight, scale = ctx.saved_tensors
         dy = dy.contiguous()
         if ctx.in_c:
-            return *norms_native.backward(dy, x, weight, scale), None, None
+            dx, _, dweight = norms_native.backward(dy, None, x, weight, scale)
+            return dx, dweight, None, None
         dy, zeros = dy.to(x.dtype), torch.zeros_like(scale)
         mask = [True, True, False]
         dx, dweight, _ = torch.ops.aten.native_layer_norm_backward(
             dy, x.contiguous(), weight.shape, zeros, scale, weight, None, mask
         )
         return dx.add_((dy @ weight).unsqueeze(-1) * (scale / weight.numel())), dweight, None, None
+
+
+def added(norm: nn.Module, x: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor]:
+    """x + branch, and `norm` of it: at one go in C where that serves and nothing watches the norm."""
+    if branch is None:
+        return x, norm(x)
+    if type(norm) is RMSNorm and not (norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks):
+        dtype = norm.gives(x)
+        alike = branch.dtype == dtype and branch.shape == x.shape
+        if alike and norm.is_fast(x) and norms_native.lacks(x, norm.weight, dtype) is None:
+            return AddedRMSNorm.apply(x, branch, norm.weight, norm.eps)  # type: ignore[no-untyped-call]
+    x = x + branch
+    return x, norm(x)
+
+
+class AddedRMSNorm(torch.autograd.Function):
+    """x + branch and RMSNorm of it, in the branch's precision."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, branch: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        total, y, scale = norms_native.forward(x.contiguous(), branch.contiguous(), weight, eps, branch.dtype)
+        ctx.save_for_backward(total, weight, scale)
+        return total, y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dtotal: Tensor, dy: Tensor) -> tuple[Tensor | None, ...]:
+        dx, dbranch, dweight = norms_native.backward(dy.contiguous(), dtotal.contiguous(), *ctx.saved_tensors)
+        return dx, dbranch, dweight, None
 
 
 def norm(name: str, width: int, eps: float, into_products: bool = False) -> nn.Module:

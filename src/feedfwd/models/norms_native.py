@@ -39,33 +39,38 @@ def _compiled(dtype: torch.dtype) -> tuple[ctypes.CDLL | None, str]:
     found, reason = library(Path(__file__).with_name("norms.c"), DTYPES[dtype])
     if found is not None:
         pointer, number = ctypes.c_void_p, ctypes.c_long
-        found.forward.argtypes = (*(pointer,) * 4, number, number, ctypes.c_float, ctypes.c_int)
-        found.backward.argtypes = (*(pointer,) * 6, number, number, ctypes.c_int)
+        found.forward.argtypes = (*(pointer,) * 6, number, number, ctypes.c_float, ctypes.c_int)
+        found.backward.argtypes = (*(pointer,) * 8, number, number, ctypes.c_int)
     return found, reason
 
 
-def forward(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """y (..., D) in `dtype`, and what the backward needs: 1 / √(mean(x²) + ε) of each row. x is contiguous."""
+def forward(
+    x: Tensor, branch: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x + branch, or x; y (..., D) in `dtype`; and 1 / √(mean(x²) + ε) of each row. x and the branch are contiguous."""
     found, _ = _compiled(dtype)
     assert found is not None
     D = x.shape[-1]
     N = x.numel() // D
-    y, scale = torch.empty(x.shape, dtype=dtype), torch.empty(N)
-    pointers = (tensor.data_ptr() for tensor in (x, weight.contiguous(), y, scale))
+    total, y, scale = x if branch is None else torch.empty_like(x), torch.empty(x.shape, dtype=dtype), torch.empty(N)
+    pointers = (None if t is None else t.data_ptr() for t in (x, branch, total, weight.contiguous(), y, scale))
     found.forward(*pointers, N, D, eps, _threads(x))
-    return y, scale
+    return total, y, scale
 
 
-def backward(dy: Tensor, x: Tensor, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients of x and of the weight. dy and x are contiguous."""
+def backward(
+    dy: Tensor, dtotal: Tensor | None, x: Tensor, weight: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """The gradients of x, of the branch, and of the weight, where x is the sum. dy, dtotal and x are contiguous."""
     found, _ = _compiled(dy.dtype)
     assert found is not None
     D = x.shape[-1]
     N = x.numel() // D
     dx, shares = torch.empty_like(x), torch.empty(-(-N // ROWS), D)
-    pointers = (tensor.data_ptr() for tensor in (dy, x, weight.contiguous(), scale, dx, shares))
-    found.backward(*pointers, N, D, _threads(x))
-    return dx, shares.sum(0)
+    dbranch = None if dtotal is None else torch.empty_like(dy)
+    tensors = dy, dtotal, x, weight.contiguous(), scale, dx, dbranch, shares
+    found.backward(*(None if t is None else t.data_ptr() for t in tensors), N, D, _threads(x))
+    return dx, dbranch, shares.sum(0)
 
 
 def _threads(x: Tensor) -> int:

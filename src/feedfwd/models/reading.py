@@ -67,6 +67,7 @@ class Remembering:
             turn = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
         sight = Sight(True, model.window, documents)
         self.length = longest
+        branch: Tensor | None = None
         for layer, block in enumerate(model.each_block()):
 
             def attention(h: Tensor, layer: int = layer, block: Block = block) -> Tensor:
@@ -74,7 +75,8 @@ class Remembering:
                 self.attentions[layer].start(k, v, max(model.context, longest) + 1)
                 return block.attention.joined(attend(q, k, v, sight))
 
-            x = block(x, attention)
+            x, branch = block(x, branch, attention)
+        x = x if branch is None else x + branch
         return model.head(model.norm(x[:, -1]))
 
     def step(self, ids: Sequence[int]) -> Tensor:  # -> (B, V)

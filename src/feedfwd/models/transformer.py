@@ -15,12 +15,12 @@ from feedfwd.errors import ConfigError, DataError, nearest
 from feedfwd.ffn import parts
 from feedfwd.ffn.init import Growth
 from feedfwd.ffn.parts import Linear
-from feedfwd.ffn.products import mapped
+from feedfwd.ffn.products import applied, mapped
 from feedfwd.ffn.spec import FFNSpec, build_ffn, is_own
 from feedfwd.models import attention_native
 from feedfwd.models.attention import Path, Sight, attend, documents_of, explain
 from feedfwd.models.heads import HEADS, MaskedHead, TiedHead
-from feedfwd.models.norms import RMSNorm, norm
+from feedfwd.models.norms import RMSNorm, added, norm
 from feedfwd.models.positions import Scaling, rotate, tables
 
 Turn = tuple[Tensor, Tensor] | None  # cosines and sines of the positions, (T, D/2) each
@@ -67,8 +67,7 @@ class Attention(nn.Module):
         parts = self.products(x)
         if attention_native.lacks(parts):
             return self.joined(attend(*self._turned(parts, turn), sight))
-        out: Tensor = self.out(attention_native.attend_at_once(parts, self.heads, self.kv_heads, turn, sight))
-        return out
+        return applied(self.out, attention_native.attend_at_once(parts, self.heads, self.kv_heads, turn, sight))
 
     def explain(self, x: Tensor) -> Path:
         """Which way such an input (B, T, W) takes through the heads, and why."""
@@ -93,8 +92,7 @@ class Attention(nn.Module):
 
     def joined(self, y: Tensor) -> Tensor:  # (B, H, T, D) -> (B, T, W)
         """What the heads found, as the residual stream takes it."""
-        out: Tensor = self.out(y.transpose(1, 2).flatten(2))
-        return out
+        return applied(self.out, y.transpose(1, 2).flatten(2))
 
     def products(self, x: Tensor) -> Sequence[Tensor]:  # (B, T, W) -> (B, T, H + 2K, D), or H, K and K heads apart
         """Queries, keys and values, from one product where that can be, and together where nothing parts them."""
@@ -119,7 +117,11 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + ffn(norm(x)); with post=True the norm comes after each sum instead."""
+    """x + attention(norm(x)), then x + ffn(norm(x)); with post=True the norm comes after each sum instead.
+
+    What a branch gives is added where the next norm takes the sum, which is a sweep over memory less: what goes from
+    block to block is the stream x and the last branch, or no branch.
+    """
 
     def __init__(self, attention: Attention, ffn: nn.Module, norms: tuple[nn.Module, nn.Module], post: bool, p: float):
         super().__init__()
@@ -128,13 +130,16 @@ class Block(nn.Module):
         self.dropout = parts.dropout(p)
         self.post = post
 
-    def forward(self, x: Tensor, attention: Callable[[Tensor], Tensor]) -> Tensor:  # (B, T, W) -> (B, T, W)
+    def forward(
+        self, x: Tensor, branch: Tensor | None, attention: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor | None]:  # (B, T, W) each
         """`attention` is this block's, told what to look at."""
         if self.post:
             x = self.attention_norm(x + self.dropout(attention(x)))
-            return self.ffn_norm(x + self.dropout(self.ffn(x)))
-        x = x + self.dropout(attention(self.attention_norm(x)))
-        return x + self.dropout(self.ffn(self.ffn_norm(x)))
+            return self.ffn_norm(x + self.dropout(self.ffn(x))), None
+        x, normed = added(self.attention_norm, x, branch)
+        x, normed = added(self.ffn_norm, x, self.dropout(attention(normed)))
+        return x, self.dropout(self.ffn(normed))
 
 
 class Transformer(nn.Module):
@@ -311,13 +316,14 @@ class Transformer(nn.Module):
             documents = documents_of(ids, self.end)
         documents = self._apart(ids, documents, lengths)
         sight, turn = Sight(self.causal, self.window, documents), self.turn(ids.shape[1], ids.device)
+        branch: Tensor | None = None
         for block in self.each_block():
             attention = partial(block.attention, turn=turn, sight=sight)
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, attention, use_reentrant=False)
+                x, branch = checkpoint(block, x, branch, attention, use_reentrant=False)
             else:
-                x = block(x, attention)
-        return self.norm(x)
+                x, branch = block(x, branch, attention)
+        return added(self.norm, x, branch)[1]
 
     def summary(self, h: Tensor, lengths: Lengths = None) -> Tensor:  # (B, T, W) -> (B, W)
         """The state that stands for a row: its last one, or of an encoder the first one, through the pooler if any."""

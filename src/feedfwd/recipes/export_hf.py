@@ -13,7 +13,8 @@ from feedfwd.checkpoint import Run
 from feedfwd.data.model_tokenizer import ModelTokenizer
 from feedfwd.errors import ConfigError, RunError
 from feedfwd.ffn.parts import Linear
-from feedfwd.interop.families import FAMILIES, Family, family_of
+from feedfwd.interop.families import FAMILIES, family_of
+from feedfwd.interop.family import Family
 from feedfwd.interop.huggingface import export
 from feedfwd.interop.peft import save_peft
 from feedfwd.models.bag import Bag

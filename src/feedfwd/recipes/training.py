@@ -22,7 +22,8 @@ from feedfwd.recipes.console import Listener
 from feedfwd.recipes.interrupt import Interrupted, going_on, graceful
 from feedfwd.report import write_report
 from feedfwd.train.averaging import EMA
-from feedfwd.train.health import Finding, Health
+from feedfwd.train.checkup import Finding
+from feedfwd.train.health import Health
 from feedfwd.train.loop import Step, autograd, train
 from feedfwd.train.losses import Loss
 from feedfwd.train.optimizers import Optimizer

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from feedfwd.data.batches import Batch
-from feedfwd.ffn.kernels import outer, pages
+from feedfwd.ffn.kernels import maps, pages
+from feedfwd.train import softmax_native
 from feedfwd.train.loop import shares_of
 from feedfwd.train.losses import Loss
 
@@ -54,8 +55,7 @@ def linear_cross_entropy(
     5.0
     """
     if torch.is_autocast_enabled(h_ND.device.type):
-        dtype = torch.get_autocast_dtype(h_ND.device.type)
-        h_ND, weight_VD = h_ND.to(dtype), weight_VD.to(dtype)
+        h_ND = h_ND.to(torch.get_autocast_dtype(h_ND.device.type))
     total: Tensor = Chunked.apply(h_ND, weight_VD, targets_N.long(), shares_N.float(), z_loss)  # type: ignore[no-untyped-call]
     return total
 
@@ -72,45 +72,65 @@ class Chunked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h: Tensor, weight: Tensor, targets: Tensor, shares: Tensor, z_loss: float) -> Tensor:
         needs_h, needs_w = ctx.needs_input_grad[:2]
+        ctx.dtype = weight.dtype
+        weight = weight.to(h.dtype)
         dh = pages.empty(h.shape, like=h) if needs_h else None
-        dw = torch.zeros(weight.shape, dtype=torch.float32, device=h.device) if needs_w else None
+        dw = torch.empty(weight.shape, dtype=torch.float32, device=h.device) if needs_w else None
         total = torch.zeros((), dtype=torch.float32, device=h.device)
         many = max(1, min(len(h), LOGITS // len(weight)))
         buffer = pages.empty((many, len(weight)), like=h)
-        first_N = torch.arange(0, many * len(weight), len(weight), device=h.device)  # where a token's logits begin
+        if dw is not None and not len(h):
+            dw.zero_()
         for start in range(0, len(h), many):
             part = slice(start, start + many)
-            h_ND, t_N1, s_N = h[part], targets[part, None], shares[part]
+            h_ND, s_N = h[part], shares[part]
             p_NV = torch.mm(h_ND, weight.t(), out=buffer[: len(h_ND)])
-            own_N = p_NV.gather(1, t_N1).squeeze(1).float()
-            torch.softmax(p_NV, -1, out=p_NV)
-            p_N = p_NV.gather(1, t_N1).squeeze(1).float()
-            log_p_N = p_N.log()
-            lost = log_p_N.isinf()  # too improbable for the number format
-            if lost.any():
-                log_p_N[lost] = F.log_softmax((h_ND[lost] @ weight.t()).float(), -1).gather(1, t_N1[lost]).squeeze(1)
-            lse_N = own_N - log_p_N
+            lse_N, log_p_N = _softmax(p_NV, h_ND, weight, targets[part], z_loss)
             total += (s_N * (z_loss * lse_N.square() - log_p_N)).sum()
-            c_N = 1 + 2 * z_loss * lse_N
-            places_N = first_N[: len(h_ND)] + t_N1.squeeze(1)
-            p_NV.view(-1).index_copy_(0, places_N, (p_N - 1 / c_N).to(p_NV.dtype))  # p - t / c; scatter_ is slow
-            factor_N1 = (s_N * c_N).unsqueeze(1)
+            factor_N1 = (s_N * (1 + 2 * z_loss * lse_N)).unsqueeze(1)
             if dh is not None:
                 torch.mm(p_NV, weight, out=dh[part]).mul_(factor_N1)
             if dw is not None:
                 scaled_ND = (h_ND * factor_N1).to(h.dtype)
-                dw += p_NV.t() @ scaled_ND if outer.lacks(p_NV, scaled_ND) else outer.outer(p_NV, scaled_ND)
-        ctx.save_for_backward(dh, dw)
-        ctx.dtype = weight.dtype
+                if maps.lacks_outer(p_NV, scaled_ND) is None:
+                    maps.outer(p_NV, scaled_ND, dw, add=start > 0)
+                elif start:
+                    dw += p_NV.t() @ scaled_ND
+                else:
+                    dw.copy_(p_NV.t() @ scaled_ND)
+        ctx.gradients = dh, dw
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dtotal: Tensor) -> tuple[Tensor | None, ...]:
-        dh, dw = ctx.saved_tensors
-        dh = None if dh is None else dh * dtotal.to(dh.dtype)
-        dw = None if dw is None else (dw * dtotal).to(ctx.dtype)
-        return dh, dw, None, None, None
+        if ctx.gradients is None:
+            raise RuntimeError("a second backward through the same cross-entropy: run the forward again")
+        dh, dw = ctx.gradients
+        ctx.gradients = None  # handed on as they are: a copy would cost as much as making them
+        if dtotal.device.type != "cpu" or float(dtotal) != 1:
+            dh = None if dh is None else dh.mul_(dtotal)
+            dw = None if dw is None else dw.mul_(dtotal)
+        return dh, None if dw is None else dw.to(ctx.dtype), None, None, None
+
+
+def _softmax(p_NV: Tensor, h_ND: Tensor, weight: Tensor, targets_N: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
+    """Turns logits into p - t / c (see `Chunked`), in place; gives lse and log p_t."""
+    if softmax_native.lacks(p_NV) is None:
+        return softmax_native.softmax(p_NV, targets_N, z_loss)
+    t_N1 = targets_N[:, None]
+    own_N = p_NV.gather(1, t_N1).squeeze(1).float()
+    torch.softmax(p_NV, -1, out=p_NV)
+    p_N = p_NV.gather(1, t_N1).squeeze(1).float()
+    log_p_N = p_N.log()
+    lost = log_p_N.isinf()  # too improbable for the number format
+    if lost.any():
+        log_p_N[lost] = F.log_softmax((h_ND[lost] @ weight.t()).float(), -1).gather(1, t_N1[lost]).squeeze(1)
+    lse_N = own_N - log_p_N
+    c_N = 1 + 2 * z_loss * lse_N
+    first_N = torch.arange(0, p_NV.numel(), p_NV.shape[1], device=p_NV.device)  # where a token's logits begin
+    p_NV.view(-1).index_copy_(0, first_N + targets_N, (p_N - 1 / c_N).to(p_NV.dtype))  # scatter_ is slow
+    return lse_N, log_p_N
 
 
 @torch.no_grad()

@@ -45,6 +45,9 @@ static void symmetric(long m, long k, const num *a, long lda, const word *b, flo
   }
 }
 
+#if PAIR == 2
+#define transpose turn
+#else
 /* to (columns, rows) ← from (rows, columns), block by block, so that both sides' lines stay near. */
 static void transpose(const num *from, long ldfrom, long rows, long columns, num *to, long ldto) {
   for (long r = 0; r < rows; r += BAND)
@@ -52,6 +55,7 @@ static void transpose(const num *from, long ldfrom, long rows, long columns, num
       for (long j = c; j < columns && j < c + BAND; j++)
         for (long i = r; i < rows && i < r + BAND; i++) to[j * ldto + i] = from[i * ldfrom + j];
 }
+#endif
 
 /* Every column of x (m, n) gets the root mean square of the others, by a moving mean of its squares; the whole keeps its size.
    x is multiplied by what comes into `factor` (n). */
@@ -74,15 +78,15 @@ static void even_out(const num *x, long ldx, long m, long n, float *moment, floa
 
 static int update(const settings *t, const matrix *of) {
   const int tall = of->rows >= of->columns; /* which of the two is told apart by `moment`, so that it is always x's columns */
-  const long m = tall ? of->columns : of->rows, n = tall ? of->rows : of->columns, ldx = LINE(n), ldg = LINE(m);
+  const long m = tall ? of->columns : of->rows, n = tall ? of->rows : of->columns, ldx = LINE(n), ldg = LINE(m), ldb = UP(m, 32);
   const long across = packed(UP(n, PAIR), m), down = packed(UP(m, PAIR), n), of_x = across > down ? across : down;
   const long of_gram = packed(UP(m, PAIR), m);
-  char *memory = scratch(sizeof(num) * (m * ldx + 2 * m * ldg + BAND * m) + 4 * (of_x + of_gram + CHUNK * PANEL + n) + 8 * 64);
+  char *memory = scratch(sizeof(num) * (m * ldx + 2 * m * ldg + BAND * ldb) + 4 * (of_x + of_gram + CHUNK * PANEL + n) + 8 * 64);
   if (!memory) return 1;
   word *x_packed = (word *)memory, *g_packed = x_packed + UP(of_x, 16);
   float *sums = (float *)(g_packed + UP(of_gram, 16));
   num *x = (num *)(sums + CHUNK * PANEL), *gram = x + m * ldx, *both = gram + m * ldg, *band = both + m * ldg;
-  float *factor = (float *)(band + UP(BAND * m, 32));
+  float *factor = (float *)(band + BAND * ldb);
 
   float squares = 0.0f;
   const float late = 1.0f - t->momentum;
@@ -94,7 +98,7 @@ static int update(const settings *t, const matrix *of) {
     for (long i = 0; i < many; i++) {
       const float *g = of->gradient + (first + i) * of->columns;
       float *b = of->momentum + (first + i) * of->columns, added = 0.0f;
-      num *row = tall ? band + i * m : x + (first + i) * ldx;
+      num *row = tall ? band + i * ldb : x + (first + i) * ldx;
 #pragma omp simd reduction(+ : added)
       for (long j = 0; j < of->columns; j++) {
         b[j] += (g[j] - b[j]) * late;
@@ -104,7 +108,7 @@ static int update(const settings *t, const matrix *of) {
       }
       squares += added;
     }
-    if (tall) transpose(band, m, many, m, x + first, ldx);
+    if (tall) transpose(band, ldb, many, m, x + first, ldx);
   }
   const float norm = sqrtf(squares), one = 1.0f / (norm < 1e-7f ? 1e-7f : norm);
   for (long i = 0; i < m * ldx; i++) x[i] = store(load(x[i]) * one);
@@ -133,9 +137,9 @@ static int update(const settings *t, const matrix *of) {
     for (long j = 0; j < n; j++) factor[j] = 1.0f;
   for (long first = 0; first < of->rows; first += BAND) {
     const long many = of->rows - first < BAND ? of->rows - first : BAND;
-    if (tall) transpose(x + first, ldx, m, many, band, m);
+    if (tall) transpose(x + first, ldx, m, many, band, ldb);
     for (long i = 0; i < many; i++) {
-      const num *direction = tall ? band + i * m : x + (first + i) * ldx;
+      const num *direction = tall ? band + i * ldb : x + (first + i) * ldx;
       float *w = of->weight + (first + i) * of->columns;
       const float step = of->step * (tall ? factor[first + i] : 1.0f);
       if (tall)

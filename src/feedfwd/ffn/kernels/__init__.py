@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from feedfwd.errors import ConfigError, nearest
-from feedfwd.ffn.kernels import function
+from feedfwd.ffn.kernels import function, maps
 from feedfwd.ffn.kernels.formulas import SIGMA
 from feedfwd.ffn.kernels.function import Form
 from feedfwd.ffn.kernels.pages import release
@@ -70,9 +70,12 @@ def _run(x: Tensor, first: Tensor, bias: Tensor | None, down: Tensor, down_bias:
     if torch.is_autocast_enabled(device):
         # Outside the function, so that autograd casts the gradients back.
         dtype = torch.get_autocast_dtype(device)
-        x, first, down = x.to(dtype), first.to(dtype), down.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
-        down_bias = None if down_bias is None else down_bias.to(dtype)
+        x = x.to(dtype)
+        x_ND = x.reshape(-1, x.shape[-1])
+        if torch.compiler.is_compiling() or maps.lacks_outer(x_ND, x_ND) or first.dtype != down.dtype:
+            first, down = first.to(dtype), down.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+            down_bias = None if down_bias is None else down_bias.to(dtype)
     return function.apply(x, first, bias, down, down_bias, form)
 
 

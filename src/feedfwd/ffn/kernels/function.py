@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from feedfwd.ffn.kernels import gpu, native, outer, pages
+from feedfwd.ffn.kernels import gpu, maps, native, pages
 from feedfwd.ffn.kernels.formulas import FROM_OUTPUT, Dropout, Passes, TorchPasses
 
 FEW = 64  # tokens
@@ -80,8 +80,12 @@ def backward(
     dropout: Dropout | None,
     form: Form,
     needs: Sequence[bool],
+    dtype: torch.dtype,
 ) -> list[Tensor | None]:
-    """The gradients of x, first, bias, down and down_bias, those that `needs` asks for. `kept` is overwritten."""
+    """The gradients of x, first, bias, down and down_bias, those that `needs` asks for, all but x's in `dtype`.
+
+    `kept` is overwritten.
+    """
     passes = choose(form.sigma, x.dtype, x.device.type)[0]
     x_ND, dy_ND = _rows(x), _rows(dy).contiguous()
     if kept is None:
@@ -100,14 +104,14 @@ def backward(
     # anyone is likelier still in the cache than pages of our own.
     least = pages.LEAST if x_ND.shape[0] >= FEW else pages.HEAP
     if needs[3]:
-        grads[3] = _weight_gradient(dy_ND, a_NH, least)
+        grads[3] = _weight_gradient(dy_ND, a_NH, dtype, least)
     del a_NH, da_NH
     if needs[4]:
-        grads[4] = dy_ND.sum(0)
+        grads[4] = dy_ND.sum(0).to(dtype)
     if needs[2]:
-        grads[2] = dz_NM.sum(0)
+        grads[2] = dz_NM.sum(0).to(dtype)
     if needs[1]:
-        grads[1] = _weight_gradient(dz_NM, x_ND, least)
+        grads[1] = _weight_gradient(dz_NM, x_ND, dtype, least)
     if needs[0]:
         grads[0] = _product(dz_NM, first, x.shape, slack=4)  # in da's memory where that is idle: the peak is here
     return grads
@@ -120,6 +124,10 @@ def _rows(x: Tensor) -> Tensor:  # (..., D) -> (N, D)
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, shape: Sequence[int] = ()) -> Tensor:
     """x weightᵀ + bias. The bias goes into the fp32 sum: added to a rounded product it would flip small z's sign."""
     out = pages.warm(shape or (x.shape[0], weight.shape[0]), like=x)
+    if weight.dtype != x.dtype:  # see `maps`
+        out = x.new_empty(shape or (x.shape[0], weight.shape[0])) if out is None else out
+        maps.linear(x, weight, bias, _rows(out))
+        return out
     if out is None:
         return _shaped(F.linear(x, weight, bias), shape)
     if bias is None:
@@ -131,16 +139,22 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, shape: Sequence[int]
 
 def _product(a: Tensor, b: Tensor, shape: Sequence[int] = (), least: int = pages.LEAST, slack: float = 0.25) -> Tensor:
     out = pages.warm(shape or (a.shape[0], b.shape[1]), a, least, slack)
+    if b.dtype != a.dtype:  # see `maps`
+        out = a.new_empty(shape or (a.shape[0], b.shape[1])) if out is None else out
+        maps.linear(a, b.t(), None, _rows(out))
+        return out
     if out is None:
         return _shaped(torch.mm(a, b), shape)
     torch.mm(a, b, out=_rows(out))
     return out
 
 
-def _weight_gradient(a: Tensor, b: Tensor, least: int) -> Tensor:  # (N, A), (N, B) -> (A, B)
-    if outer.lacks(a, b):
-        return _product(a.t(), b, least=least)
-    return outer.outer(a, b, pages.warm((a.shape[1], b.shape[1]), a, least))
+def _weight_gradient(a: Tensor, b: Tensor, dtype: torch.dtype, least: int) -> Tensor:  # (N, A), (N, B) -> (A, B)
+    if dtype != torch.float32 or maps.lacks_outer(a, b):
+        return _product(a.t(), b, least=least).to(dtype)
+    shape, like = (a.shape[1], b.shape[1]), torch.empty(0, dtype=dtype)
+    out = pages.warm(shape, like, least)
+    return maps.outer(a, b, like.new_empty(shape) if out is None else out)
 
 
 def _shaped(x: Tensor, shape: Sequence[int]) -> Tensor:
@@ -161,7 +175,10 @@ class FeedForward(torch.autograd.Function):
         down_bias: Tensor | None,
         form: Form,
     ) -> Tensor:
-        x = x.contiguous()
+        x, ctx.dtype = x.contiguous(), first.dtype
+        if first.dtype != x.dtype:  # see `maps`
+            first, bias = maps.taken(_rows(x), first, bias)
+            down, down_bias = maps.taken(_rows(x), down, down_bias)
         dropout = Dropout.draw(form.p, x) if form.p else None
         y, kept = forward(x, first, bias, down, down_bias, dropout, form)
         seed = dropout.seed if dropout else None
@@ -185,7 +202,7 @@ class FeedForward(torch.autograd.Function):
         x, kept, first, bias, down, seed = ctx.saved_tensors
         form = ctx.form
         dropout = Dropout(form.p, seed) if form.p else None
-        return *backward(dy, x, kept, first, bias, down, dropout, form, ctx.needs_input_grad[:5]), None
+        return *backward(dy, x, kept, first, bias, down, dropout, form, ctx.needs_input_grad[:5], ctx.dtype), None
 
 
 @torch.library.custom_op("feedfwd::feed_forward", mutates_args=())
@@ -242,7 +259,7 @@ def _compiled_backward(
     """The gradients, empty where not needed. Compiled code is told that `kept` changes, and copies it where it must."""
     form = Form(gated, sigma, p, recompute)
     held, dropout = None if recompute else kept, Dropout(p, seed) if p else None
-    grads = backward(dy, x.contiguous(), held, first, bias, down, dropout, form, needs)
+    grads = backward(dy, x.contiguous(), held, first, bias, down, dropout, form, needs, x.dtype)
     dx, dfirst, dbias, ddown, ddown_bias = (x.new_empty(0) if grad is None else grad for grad in grads)
     return dx, dfirst, dbias, ddown, ddown_bias
 

@@ -87,7 +87,11 @@ INLINE vec dot(vec sum, vec a, vec b) { return sum + a * b; }
 #endif
 
 #ifdef PRODUCTS
-#define VECTORS (LANES == 16 ? 4 : 2) /* of a panel: with six rows, as many sums as there are registers for */
+#ifdef AMX
+#define VECTORS 2 /* of a panel: as wide as two tiles, so that it stays in the nearest cache */
+#else
+#define VECTORS (LANES == 16 ? 4 : 2) /* with six rows, as many sums as there are registers for */
+#endif
 #define PANEL (VECTORS * LANES)
 #define UP(x, to) (((x) + (to) - 1) / (to) * (to))
 
@@ -144,7 +148,7 @@ INLINE void by_vectors(long m, long k, const num *a, long lda, const word *b, lo
 #ifdef AMX /* the same in tiles of 16 rows, 32 numbers deep: B's words lie as a tile wants them */
 #define SIDE 16
 #define DEPTH 32
-#define NEAR 256
+#define NEAR 512 /* deep: so much of a panel stays in the nearest cache */
 /* The intrinsics don't tell the compiler that they read and write memory. */
 #define TOUCH __asm__ volatile("" ::: "memory")
 
@@ -227,10 +231,83 @@ static __attribute__((noinline)) void panel(long m, long k, const num *a, long l
   if (m) by_vectors(m, k, a, lda, b, width, c, ldc, add);
 }
 
+#if PAIR == 2
+/* 16 rows of 16 words, turned. */
+INLINE void turn_words(__m512i v[16]) {
+  __m512i w[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    w[i] = _mm512_unpacklo_epi32(v[i], v[i + 1]);
+    w[i + 1] = _mm512_unpackhi_epi32(v[i], v[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    v[i] = _mm512_unpacklo_epi64(w[i], w[i + 2]);
+    v[i + 1] = _mm512_unpackhi_epi64(w[i], w[i + 2]);
+    v[i + 2] = _mm512_unpacklo_epi64(w[i + 1], w[i + 3]);
+    v[i + 3] = _mm512_unpackhi_epi64(w[i + 1], w[i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    const __m512i even_upper = _mm512_shuffle_i32x4(v[i], v[i + 4], 0x88), odd_upper = _mm512_shuffle_i32x4(v[i], v[i + 4], 0xdd);
+    const __m512i even_lower = _mm512_shuffle_i32x4(v[i + 8], v[i + 12], 0x88);
+    const __m512i odd_lower = _mm512_shuffle_i32x4(v[i + 8], v[i + 12], 0xdd);
+    w[i] = _mm512_shuffle_i32x4(even_upper, even_lower, 0x88);
+    w[i + 4] = _mm512_shuffle_i32x4(odd_upper, odd_lower, 0x88);
+    w[i + 8] = _mm512_shuffle_i32x4(even_upper, even_lower, 0xdd);
+    w[i + 12] = _mm512_shuffle_i32x4(odd_upper, odd_lower, 0xdd);
+  }
+  memcpy(v, w, sizeof(w));
+}
+
+/* to (columns, rows) ← from (rows, columns)ᵀ, 32 rows by 32 columns at a time; of `to` 32 columns at a time are written, with
+   zeros beyond the last. */
+static __attribute__((unused)) void turn(const num *from, long ldfrom, long rows, long columns, num *to, long ldto) {
+  for (long c = 0; c < columns; c += 32) {
+    const __mmask32 own = columns - c < 32 ? (__mmask32)((1u << (columns - c)) - 1) : 0xffffffffu;
+    for (long r = 0; r < rows; r += 32) {
+      __m512i first[16], second[16]; /* of every eight columns the first four, and the others */
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; i++) {
+        const long upper = r + 2 * i, lower = upper + 1;
+        const __m512i a = _mm512_maskz_loadu_epi16(upper < rows ? own : 0, from + upper * ldfrom + c);
+        const __m512i b = _mm512_maskz_loadu_epi16(lower < rows ? own : 0, from + lower * ldfrom + c);
+        first[i] = _mm512_unpacklo_epi16(a, b);
+        second[i] = _mm512_unpackhi_epi16(a, b);
+      }
+      turn_words(first);
+      turn_words(second);
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; i++) {
+        const long at = c + i / 4 * 8 + i % 4;
+        if (at < columns) _mm512_storeu_si512(to + at * ldto + r, first[i]);
+        if (at + 4 < columns) _mm512_storeu_si512(to + (at + 4) * ldto + r, second[i]);
+      }
+    }
+  }
+}
+#endif
+
 /* B = Xᵀ for X (n, k), k a multiple of PAIR: words are taken as they lie, a cache line of each row after the other. */
 static __attribute__((unused)) void pack_transposed(const num *x, long ldx, long n, long k, word *b) {
   for (long j = 0; j < n; j += PANEL) {
     const long width = width_of(n, j), own = n - j < width ? n - j : width, words = k / PAIR;
+#if PAIR == 2
+    for (long first = 0; first < words; first += 16) {
+      const long many = words - first < 16 ? words - first : 16;
+      const __mmask16 there = (__mmask16)((1u << many) - 1);
+      for (long i = 0; i < width; i += 16) {
+        __m512i v[16];
+#pragma GCC unroll 16
+        for (int r = 0; r < 16; r++)
+          v[r] = _mm512_maskz_loadu_epi32(i + r < own ? there : 0, x + (j + i + r) * ldx + first * PAIR);
+        turn_words(v);
+#pragma GCC unroll 16
+        for (int p = 0; p < 16; p++)
+          if (p < many) _mm512_storeu_si512(b + (first + p) * width + i, v[p]);
+      }
+    }
+#else
     for (long first = 0; first < words; first += 16) {
       const long end = words - first < 16 ? words : first + 16;
       for (long i = 0; i < own; i++)
@@ -238,6 +315,7 @@ static __attribute__((unused)) void pack_transposed(const num *x, long ldx, long
     }
     for (long p = 0; p < words; p++)
       for (long i = own; i < width; i++) b[p * width + i] = 0;
+#endif
     b += words * width;
   }
 }

@@ -1,0 +1,136 @@
+/* The three products of a linear map of T tokens by tiles (AMX). Tokens are bf16 and weights fp32 throughout: a weight is
+   rounded as it is packed, and its gradient is stored as it was added up, so that no copy of either in bf16 is ever made.
+   Results don't depend on the number of threads. */
+#include "lanes.c"
+#include <omp.h>
+
+/* --- y = x Wᵀ + b and ∂x = ∂y W: the weights are packed by all threads, then each takes a panel and some tokens -------- */
+
+#define TOKENS 256 /* of x worked on at a time: they stay near while panels pass by */
+
+/* A panel of Wᵀ for W (·, K): `width` rows of W side by side. */
+static void pack_turned_weights(const float *w, long K, long width, word *b) {
+  for (long k = 0; k < K; k += 32)
+    for (long i = 0; i < width; i += 16) {
+      __m512i v[16];
+#pragma GCC unroll 16
+      for (int r = 0; r < 16; r++) {
+        const float *row = w + (i + r) * K + k;
+        v[r] = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(row + 16), _mm512_loadu_ps(row));
+      }
+      turn_words(v);
+#pragma GCC unroll 16
+      for (int p = 0; p < 16; p++) memcpy(b + (k / 2 + p) * width + i, &v[p], sizeof(v[p]));
+    }
+}
+
+/* A panel of W (K, N) from where w points on. */
+static void pack_weights(const float *w, long N, long K, long width, word *b) {
+  const __m512i together = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5,
+                                            20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  for (long k = 0; k < K; k += 2, b += width)
+    for (long i = 0; i < width; i += 16) {
+      const float *upper = w + k * N + i;
+      const __m512bh both = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(upper + N), _mm512_loadu_ps(upper));
+      const __m512i words = _mm512_permutexvar_epi16(together, (__m512i)both);
+      memcpy(b + i, &words, sizeof(words));
+    }
+}
+
+/* Sums of some tokens, with the bias, to where they belong. */
+INLINE void finish(const float *sums, long width, const float *bias, num *y, long ldy, long rows) {
+  for (long r = 0; r < rows; r++)
+    for (long c = 0; c < width; c += LANES) {
+      const vec added = bias ? _mm512_loadu_ps(bias + c) : _mm512_setzero_ps();
+      const __m256bh rounded = _mm512_cvtneps_pbh(_mm512_loadu_ps(sums + r * PANEL + c) + added);
+      memcpy(y + r * ldy + c, &rounded, sizeof(rounded));
+    }
+}
+
+/* y (T, N) = x B + bias for x (T, K), where B is Wᵀ for W (N, K), or W (K, N). K is a multiple of 32 and N of 16.
+   Not 0 where there is no memory. */
+int map(const num *x, long ldx, const float *weight, int turned, const float *bias, num *y, long T, long K, long N, int threads) {
+  const long whole = T / SIDE * SIDE, panels = (N + PANEL - 1) / PANEL, blocks = (T + TOKENS - 1) / TOKENS;
+  const long high = UP((T + blocks - 1) / blocks, 2 * SIDE);
+  char *memory = scratch(4 * packed(K, N) + sizeof(num) * SIDE * K + threads * 4 * TOKENS * PANEL);
+  if (!memory) return 1;
+  word *right = (word *)memory;
+  float *sums_of_all = (float *)(right + packed(K, N));
+  num *last = (num *)(sums_of_all + threads * TOKENS * PANEL); /* the tokens that fill no tile, and zeros */
+  memset(last, 0, sizeof(num) * SIDE * K);
+  for (long i = whole; i < T; i++) memcpy(last + (i - whole) * K, x + i * ldx, sizeof(num) * K);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    float *sums = sums_of_all + omp_get_thread_num() * TOKENS * PANEL;
+    begin_products();
+#pragma omp for schedule(dynamic)
+    for (long p = 0; p < panels; p++) {
+      const long j = p * PANEL;
+      if (turned) pack_turned_weights(weight + j * K, K, width_of(N, j), right + K / PAIR * j);
+      else pack_weights(weight + j, N, K, width_of(N, j), right + K / PAIR * j);
+    }
+#pragma omp for schedule(dynamic) nowait
+    for (long unit = 0; unit < blocks * panels; unit++) {
+      const long i = unit / panels * high, j = unit % panels * PANEL, width = width_of(N, j);
+      const long end = T - i < high ? T : i + high;
+      TOUCH;
+      for (long k = 0; k < K; k += NEAR)
+        for (long r = i; r < end; r += 2 * SIDE) {
+          const long down = whole - r >= 2 * SIDE ? 2 : 1, deep = K - k < NEAR ? K - k : NEAR;
+          const word *b = right + K / PAIR * j + k / PAIR * width;
+          float *c = sums + (r - i) * PANEL;
+          if (r < whole) by_tiles(down * SIDE, deep, x + r * ldx + k, ldx, b, width, c, PANEL, k > 0);
+          if (whole < T && r <= whole && whole < r + 2 * SIDE)
+            by_tiles(SIDE, deep, last + k, K, b, width, sums + (whole - i) * PANEL, PANEL, k > 0);
+          if (k + deep == K) finish(c, width, bias ? bias + j : 0, y + r * N + j, N, end - r < 2 * SIDE ? end - r : 2 * SIDE);
+        }
+    }
+    end_products();
+  }
+  return 0;
+}
+
+/* --- ∂W = ∂yᵀ x: a thread works on a band of its rows. A stretch of ∂y is turned so that its products go along rows, and
+   meets the same stretch of x while both are in the cache; an element is added up stretch by stretch --------------------- */
+
+#define STRETCH 256 /* of T, */
+#define LINE (STRETCH + 32) /* numbers from one row of what is turned to the next: a power of two would share cache lines */
+#define BAND 256    /* of N and */
+#define ACROSS 1024 /* of K: what is worked on at a time */
+
+static int band(const num *a, long lda, const num *b, long ldb, long T, long rows, long columns, float *c, long ldc, int add) {
+  const long wide = UP(columns, LANES);
+  char *memory = scratch(4 * rows * wide + sizeof(num) * rows * LINE + 4 * packed(STRETCH, columns) + 3 * 64);
+  if (!memory) return 1;
+  float *sums = (float *)memory;
+  num *turned = (num *)(sums + rows * wide);
+  word *right = (word *)(turned + rows * LINE);
+  for (long t = 0; t < T; t += STRETCH) {
+    const long many = T - t < STRETCH ? T - t : STRETCH, deep = UP(many, PAIR);
+    turn(a + t * lda, lda, many, rows, turned, LINE);
+    pack_rows(b + t * ldb, ldb, many, columns, right);
+    for (long j = 0; j < columns; j += PANEL)
+      panel(rows, deep, turned, LINE, right + deep / PAIR * j, width_of(columns, j), sums + j, wide, t > 0);
+  }
+  for (long i = 0; i < rows; i++)
+    for (long j = 0; j < columns; j++) c[i * ldc + j] = (add ? c[i * ldc + j] : 0.0f) + sums[i * wide + j];
+  return 0;
+}
+
+/* C = Aᵀ B or C += Aᵀ B for A (T, N) and B (T, K). The number of bands that found no memory. */
+int outer(const num *a, long lda, const num *b, long ldb, float *c, int add, long T, long N, long K, int threads) {
+  int failed = 0;
+  const long share = UP((N + threads - 1) / threads, 64), high = share < BAND ? share : BAND;
+  const long down = (N + high - 1) / high, across = (K + ACROSS - 1) / ACROSS;
+#pragma omp parallel num_threads(threads) reduction(+ : failed) if (threads > 1)
+  {
+    begin_products();
+#pragma omp for schedule(dynamic) nowait
+    for (long i = 0; i < down * across; i++) {
+      const long n = i / across * high, k = i % across * ACROSS;
+      failed += band(a + n, lda, b + k, ldb, T, N - n < high ? N - n : high, K - k < ACROSS ? K - k : ACROSS, c + n * K + k, K, add);
+    }
+    end_products();
+  }
+  return failed;
+}

@@ -1,0 +1,107 @@
+"""The three products of a linear map under bf16 autocast on a CPU: y = x Wᵀ + b, ∂x = ∂y W, ∂W = ∂yᵀ x.
+
+Libraries take a copy of W in bf16, lay it out anew for the processor's tiles (AMX) in every product, and give ∂W in
+bf16, of which autograd makes fp32; of some hundred tokens that is more than half of the time. `maps.c` rounds and lays
+out W in one sweep, and writes ∂W as it was added up. For ∂W it also turns a stretch of ∂y where it is needed, which
+libraries do at a half to two thirds of the rate of other products. It is compiled at first use (see `compiler`), and
+only where there are tiles: without them torch is as fast.
+"""
+
+# T tokens, N outputs, K inputs
+
+import ctypes
+import functools
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from feedfwd.ffn.kernels.compiler import library
+from feedfwd.ffn.kernels.native import products, tiles
+
+LEAST = 64  # tokens; of fewer torch's products are as fast
+MOST = 1024  # tokens of `linear`: of more the copy of W costs little, and torch's products by it are faster
+ALONE = 1 << 20  # multiply-adds: below, waking a second thread costs more than it saves
+EVEN = 32  # what inputs and outputs must be multiples of
+
+
+def lacks(x: Tensor, weight: Tensor) -> str | None:
+    """Why the compiled `linear` can't serve for x (T, K) and a weight (N, K), as it lies or turned; None where it does.
+
+    >>> lacks(torch.zeros(8, 2), torch.zeros(3, 2))
+    'fewer than 64 tokens'
+    """
+    if not LEAST <= len(x) <= MOST:
+        return f"fewer than {LEAST} tokens" if len(x) < LEAST else f"more than {MOST:,} tokens"
+    if x.device.type != "cpu" or x.dtype != torch.bfloat16 or weight.dtype != torch.float32:
+        return f"maps in C take bf16 by fp32 on a CPU, not {_short(x)} by {_short(weight)} on {x.device.type}"
+    if x.stride(1) != 1 or not (weight.is_contiguous() or weight.t().is_contiguous()):
+        return "a matrix doesn't lie row by row"
+    if any(size % EVEN for size in weight.shape):
+        return f"a weight {tuple(weight.shape)} is not of multiples of {EVEN}"
+    return _compiled()[1] or None
+
+
+def lacks_outer(a: Tensor, b: Tensor) -> str | None:
+    """Why the compiled `outer` can't serve; None where it does."""
+    if len(a) < LEAST:
+        return f"fewer than {LEAST} tokens"
+    for x in (a, b):
+        if x.device.type != "cpu" or x.dtype != torch.bfloat16:
+            return f"the product in C is of bf16 on a CPU, not {_short(x)} on {x.device.type}"
+        if x.stride(1) != 1:
+            return "a factor doesn't lie row by row"
+    return _compiled()[1] or None
+
+
+def taken(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias as products with x take them: as they are where `linear` serves, else in x's precision."""
+    if lacks(x, weight) is None:
+        return weight, bias
+    return weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+
+
+@functools.cache
+def _compiled() -> tuple[ctypes.CDLL | None, str]:
+    definitions, reason = products(torch.bfloat16)
+    if reason:
+        return None, reason
+    if not (faster := tiles(torch.bfloat16)):
+        return None, "this CPU multiplies no tiles"
+    found, reason = library(Path(__file__).with_name("maps.c"), (*definitions, *faster))
+    if found is not None:
+        pointer, number, whole = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
+        found.map.argtypes = (pointer, number, pointer, whole, pointer, pointer, number, number, number, whole)
+        found.outer.argtypes = (pointer, number, pointer, number, pointer, whole, number, number, number, whole)
+    return found, reason
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+    """x weightᵀ + bias for x (T, K), into `out` (T, N); where `lacks` says nothing. For ∂x the weight is Wᵀ."""
+    found, _ = _compiled()
+    assert found is not None and out.is_contiguous()
+    N, K = weight.shape
+    bias = None if bias is None else bias.float()
+    pointers = weight.data_ptr(), weight.is_contiguous(), None if bias is None else bias.data_ptr(), out.data_ptr()
+    if found.map(x.data_ptr(), x.stride(0), *pointers, len(x), K, N, _threads(len(x) * weight.numel())):
+        raise MemoryError("a linear map found no memory for what it works on")
+    return out
+
+
+def outer(a: Tensor, b: Tensor, out: Tensor, *, add: bool = False) -> Tensor:
+    """aᵀ b for a (T, N) and b (T, K), in fp32 into `out` (N, K) or added to it; where `lacks_outer` says nothing."""
+    found, _ = _compiled()
+    assert found is not None and out.is_contiguous() and out.dtype == torch.float32
+    (T, N), K = a.shape, b.shape[1]
+    factors = a.data_ptr(), a.stride(0), b.data_ptr(), b.stride(0)
+    if found.outer(*factors, out.data_ptr(), add, T, N, K, _threads(T * N * K)):
+        raise MemoryError("a weight's gradient found no memory for what it works on")
+    return out
+
+
+def _threads(work: int) -> int:
+    return torch.get_num_threads() if work >= ALONE else 1
+
+
+def _short(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")
