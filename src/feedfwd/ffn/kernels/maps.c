@@ -100,27 +100,31 @@ int map(const num *x, long ldx, const float *weight, int turned, const float *bi
 
 static int band(const num *a, long lda, const num *b, long ldb, long T, long rows, long columns, float *c, long ldc, int add) {
   const long wide = UP(columns, LANES);
-  char *memory = scratch(4 * rows * wide + sizeof(num) * rows * LINE + 4 * packed(STRETCH, columns) + 3 * 64);
+  const int direct = columns == wide; /* else what a panel writes beyond the last column would be another's */
+  char *memory = scratch((direct ? 0 : 4 * rows * wide) + sizeof(num) * rows * LINE + 4 * packed(STRETCH, columns) + 3 * 64);
   if (!memory) return 1;
-  float *sums = (float *)memory;
-  num *turned = (num *)(sums + rows * wide);
+  num *turned = (num *)memory;
   word *right = (word *)(turned + rows * LINE);
+  float *sums = direct ? c : (float *)(right + packed(STRETCH, columns));
   for (long t = 0; t < T; t += STRETCH) {
     const long many = T - t < STRETCH ? T - t : STRETCH, deep = UP(many, PAIR);
     turn(a + t * lda, lda, many, rows, turned, LINE);
     pack_rows(b + t * ldb, ldb, many, columns, right);
     for (long j = 0; j < columns; j += PANEL)
-      panel(rows, deep, turned, LINE, right + deep / PAIR * j, width_of(columns, j), sums + j, wide, t > 0);
+      panel(rows, deep, turned, LINE, right + deep / PAIR * j, width_of(columns, j), sums + j, direct ? ldc : wide,
+            t > 0 || (direct && add));
   }
-  for (long i = 0; i < rows; i++)
-    for (long j = 0; j < columns; j++) c[i * ldc + j] = (add ? c[i * ldc + j] : 0.0f) + sums[i * wide + j];
+  if (!direct)
+    for (long i = 0; i < rows; i++)
+      for (long j = 0; j < columns; j++) c[i * ldc + j] = (add ? c[i * ldc + j] : 0.0f) + sums[i * wide + j];
   return 0;
 }
 
 /* C = Aᵀ B or C += Aᵀ B for A (T, N) and B (T, K). The number of bands that found no memory. */
 int outer(const num *a, long lda, const num *b, long ldb, float *c, int add, long T, long N, long K, int threads) {
   int failed = 0;
-  const long share = UP((N + threads - 1) / threads, 64), high = share < BAND ? share : BAND;
+  const long share = (N + threads - 1) / threads, bands = (share + BAND - 1) / BAND; /* of a thread, all alike */
+  const long high = UP((share + bands - 1) / bands, 2 * SIDE);
   const long down = (N + high - 1) / high, across = (K + ACROSS - 1) / ACROSS;
 #pragma omp parallel num_threads(threads) reduction(+ : failed) if (threads > 1)
   {
