@@ -122,20 +122,21 @@ static int forward_head(const task *t, long row, long head, num *y, float *lse) 
       for (long j = 0; j < width; j += PANEL)
         panel(rows, D, q, D, keys + (k0 + j) * (D / PAIR), width_of(padded, k0 + j), s + j, KEYS, 0);
       for (long i = 0; i < rows; i++) {
-        float *scores = s + i * KEYS, largest = most[i], added = 0.0f;
+        float *scores = s + i * KEYS, largest = most[i];
+        vec added = {0.0f};
         num *out = p + i * KEYS;
         hide(t, scores, k0, width, first_key(t, q0 + i), end_of_keys(t, q0 + i), documents, q0 + i);
 #pragma omp simd reduction(max : largest)
         for (long j = 0; j < width; j++) largest = scores[j] > largest ? scores[j] : largest;
         const float shift = largest == -INFINITY ? 0.0f : largest * scale;
-#pragma omp simd reduction(+ : added)
         for (long j = 0; j < width; j++) {
           float e = power(scores[j] * scale - shift);
-          added += e;
+          scores[j] = e;
           out[j] = store(e);
         }
+        for (long j = 0; j < width; j += LANES) added += vector(scores + j);
         const float before = k0 == low ? 0.0f : power(most[i] * scale - shift);
-        total[i] = total[i] * before + added;
+        total[i] = total[i] * before + total_of(added);
         most[i] = largest;
         if (k0 != low)
           for (long d = 0; d < wide; d++) sum[i * wide + d] *= before;
@@ -202,10 +203,11 @@ static int backward_head(const task *t, long row, long kv_head, const num *y, co
     pack_rows(dy_head, rows_of_y, T, D, dyr);
     for (long i = 0; i < padded; i++) base[i] = mean[i] = 0.0f;
     for (long i = 0; i < T; i++) {
-      float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-      for (long d = 0; d < D; d++) sum += load(dy_head[i * rows_of_y + d]) * load(y_head[i * rows_of_y + d]);
-      mean[i] = sum;
+      vec sum = {0.0f};
+      for (long d = 0; d < D; d++) dq[d] = load(dy_head[i * rows_of_y + d]) * load(y_head[i * rows_of_y + d]);
+      for (long d = D; d < wide; d++) dq[d] = 0.0f;
+      for (long d = 0; d < wide; d += LANES) sum += vector(dq + d);
+      mean[i] = total_of(sum);
       base[i] = lse[(row * H + head) * T + i];
     }
     memset(dqt, 0, sizes[9]);
@@ -265,14 +267,17 @@ static int backward_head(const task *t, long row, long kv_head, const num *y, co
   return 0;
 }
 
+/* A thread takes all heads of a row, which lie side by side in memory, where there are rows enough for all threads. */
+INLINE long heads_together(const task *t, long heads) { return t->rows >= 4 * t->threads ? heads : 1; }
+
 /* Both give the number of heads that found no memory. */
 int forward(const task *t, num *y, float *lse) {
   int failed = 0;
-  const long jobs = t->rows * t->heads;
+  const long jobs = t->rows * t->heads, together = heads_together(t, t->heads);
 #pragma omp parallel num_threads(t->threads) reduction(+ : failed) if (t->threads > 1)
   {
     begin_products();
-#pragma omp for schedule(dynamic) nowait
+#pragma omp for schedule(dynamic, together) nowait
     for (long i = 0; i < jobs; i++) failed += forward_head(t, i / t->heads, i % t->heads, y, lse);
     end_products();
   }
@@ -281,11 +286,11 @@ int forward(const task *t, num *y, float *lse) {
 
 int backward(const task *t, const num *y, const float *lse, const num *dy) {
   int failed = 0;
-  const long jobs = t->rows * t->kv_heads;
+  const long jobs = t->rows * t->kv_heads, together = heads_together(t, t->kv_heads);
 #pragma omp parallel num_threads(t->threads) reduction(+ : failed) if (t->threads > 1)
   {
     begin_products();
-#pragma omp for schedule(dynamic) nowait
+#pragma omp for schedule(dynamic, together) nowait
     for (long i = 0; i < jobs; i++) failed += backward_head(t, i / t->kv_heads, i % t->kv_heads, y, lse, dy);
     end_products();
   }

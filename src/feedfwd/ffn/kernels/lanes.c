@@ -93,6 +93,21 @@ INLINE vec dot(vec sum, vec a, vec b) { return sum + a * b; }
 #define VECTORS (LANES == 16 ? 4 : 2) /* with six rows, as many sums as there are registers for */
 #endif
 #define PANEL (VECTORS * LANES)
+INLINE vec vector(const float *x) {
+  vec v;
+  memcpy(&v, x, sizeof(v));
+  return v;
+}
+
+/* What a vector adds up to: the compiler's own way adds number after number. */
+INLINE float total_of(vec v) {
+  float x[LANES];
+  memcpy(x, &v, sizeof(v));
+  for (int half = LANES / 2; half; half /= 2)
+    for (int i = 0; i < half; i++) x[i] += x[i + half];
+  return x[0];
+}
+
 #define UP(x, to) (((x) + (to) - 1) / (to) * (to))
 
 INLINE long width_of(long n, long column) { /* words in a row of the panel that begins there */

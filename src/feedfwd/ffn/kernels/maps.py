@@ -20,7 +20,7 @@ from feedfwd.ffn.kernels.compiler import library
 from feedfwd.ffn.kernels.native import products, tiles
 
 LEAST = 64  # tokens; of fewer torch's products are as fast
-MOST = 1024  # tokens of `linear`: of more the copy of W costs little, and torch's products by it are faster
+MOST = 2048  # tokens of `linear`: of more the copy of W costs little, and torch's products by it are faster
 ALONE = 1 << 20  # multiply-adds: below, waking a second thread costs more than it saves
 EVEN = 32  # what inputs and outputs must be multiples of
 
