@@ -10,7 +10,7 @@ from feedfwd.ffn.kernels import maps
 from feedfwd.ffn.parts import Linear
 from feedfwd.ffn.products import applied, linear, mapped
 
-LACKING = maps.lacks(torch.zeros(maps.LEAST, 32, dtype=torch.bfloat16), torch.zeros(32, 32))
+LACKING = maps.lacks(torch.zeros(maps.LEAST, 32, dtype=torch.bfloat16), [torch.zeros(32, 32)])
 in_c = pytest.mark.skipif(bool(LACKING), reason=str(LACKING))
 SIZES = [(64, 32, 32), (79, 96, 160), (257, 64, 32), (300, 416, 96), (700, 544, 64), (1000, 160, 1056)]
 
@@ -26,11 +26,31 @@ def test_a_map_is_the_product(size: tuple[int, int, int]) -> None:
     x, dy, weight, bias = torch.randn(T, K).bfloat16(), torch.randn(T, N).bfloat16(), torch.randn(N, K), torch.randn(N)
     rounded = weight.bfloat16().double()
     y, dx = torch.empty(T, N).bfloat16(), torch.empty(T, K).bfloat16()
-    assert of_error(maps.linear(x, weight, bias, y), x.double() @ rounded.t() + bias.double()) < 2e-3
-    assert of_error(maps.linear(x, weight, None, y), x.double() @ rounded.t()) < 2e-3
-    assert of_error(maps.linear(dy, weight.t(), None, dx), dy.double() @ rounded) < 2e-3
+    assert of_error(maps.linear(x, [weight], [bias], y), x.double() @ rounded.t() + bias.double()) < 2e-3
+    assert of_error(maps.linear(x, [weight], [None], y), x.double() @ rounded.t()) < 2e-3
+    assert of_error(maps.linear(dy, [weight.t()], [None], dx), dy.double() @ rounded) < 2e-3
     wide = torch.randn(T, N + 7).bfloat16()  # a part of a wider matrix
-    assert of_error(maps.linear(wide[:, 3 : 3 + N], weight.t(), None, dx), wide[:, 3 : 3 + N].double() @ rounded) < 2e-3
+    assert (
+        of_error(maps.linear(wide[:, 3 : 3 + N], [weight.t()], [None], dx), wide[:, 3 : 3 + N].double() @ rounded)
+        < 2e-3
+    )
+
+
+@pytest.mark.parametrize("rows", [3, 200, maps.MOST + 1])
+@pytest.mark.parametrize("biased", [True, False])
+def test_several_maps_are_one(rows: int, biased: bool) -> None:
+    torch.manual_seed(0)
+    weights = [torch.randn(n, 64).requires_grad_() for n in (96, 32, 32)]
+    biases = [torch.randn(len(w)).requires_grad_() if biased else None for w in weights]
+    x, dy = torch.randn(rows, 64).requires_grad_(), torch.randn(rows, 160).bfloat16()
+    inputs = [x, *weights, *(bias for bias in biases if bias is not None)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = mapped(x, weights, biases)
+        wanted = torch.cat([F.linear(x, *both) for both in zip(weights, biases, strict=True)], 1)
+    assert of_error(found, wanted.double()) < 6e-3
+    for one, other in zip(torch.autograd.grad(found, inputs, dy), torch.autograd.grad(wanted, inputs, dy), strict=True):
+        assert one.dtype == other.dtype == torch.float32
+        assert of_error(one, other.double()) < 6e-3
 
 
 @in_c
@@ -43,6 +63,9 @@ def test_a_weights_gradient_is_the_product(size: tuple[int, int, int]) -> None:
     assert maps.outer(a, b, found) is found
     assert of_error(found, wanted) < 1e-6
     assert of_error(maps.outer(a, b, torch.ones(N, K), add=True), wanted + 1) < 1e-6
+    sums = torch.empty(N)
+    maps.outer(a, b, found, sums=sums)
+    assert of_error(sums, a.double().sum(0)) < 1e-6
     wide = torch.randn(T, N + 7).bfloat16()
     assert of_error(maps.outer(wide[:, 3 : 3 + N], b, found), wide[:, 3 : 3 + N].double().t() @ b.double()) < 1e-6
 
@@ -53,8 +76,8 @@ def test_the_threads_change_nothing() -> None:
 
     def all_three() -> list[Tensor]:
         y, dx = (torch.empty(700, n, dtype=torch.bfloat16) for n in (320, 96))
-        maps.linear(x, weight, None, y)
-        maps.linear(dy, weight.t(), None, dx)
+        maps.linear(x, [weight], [None], y)
+        maps.linear(dy, [weight.t()], [None], dx)
         return [y, dx, maps.outer(dy, x, torch.empty(320, 96))]
 
     before, found = torch.get_num_threads(), all_three()
@@ -73,13 +96,13 @@ def test_it_has_linears_gradients(rows: int, biased: bool) -> None:
     inputs = [tensor for tensor in (x, weight, bias) if tensor is not None]
     dy = torch.randn(2, rows, 96).bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found, wanted = mapped(x, weight, bias), F.linear(x, weight, bias)
+        found, wanted = mapped(x, [weight], [bias]), F.linear(x, weight, bias)
     assert of_error(found, wanted.double()) < 6e-3
     for one, other in zip(torch.autograd.grad(found, inputs, dy), torch.autograd.grad(wanted, inputs, dy), strict=True):
         assert one.dtype == other.dtype
         assert of_error(one, other.double()) < 6e-3
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(mapped(x, weight, bias), found)
+        assert torch.equal(mapped(x, [weight], [bias]), found)
 
 
 @in_c
@@ -128,7 +151,7 @@ def test_what_takes_it() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):  # of many tokens the weight is cast, and its gradient is not
         many = applied(Linear(32, 64), torch.randn(maps.MOST + 1, 32))
     assert "Mapped" in str(many.grad_fn.next_functions if many.grad_fn else "")
-    assert torch.equal(frozen, maps.linear(x.bfloat16(), layer.weight, None, torch.empty_like(frozen)))
+    assert torch.equal(frozen, maps.linear(x.bfloat16(), [layer.weight], [None], torch.empty_like(frozen)))
 
 
 def test_a_weight_is_taken_in_the_inputs_precision() -> None:
@@ -138,12 +161,12 @@ def test_a_weight_is_taken_in_the_inputs_precision() -> None:
 
 def test_it_says_what_it_does_not_serve() -> None:
     x, weight = torch.zeros(maps.LEAST, 32, dtype=torch.bfloat16), torch.zeros(64, 32)
-    assert "fewer" in (maps.lacks(x[1:], weight) or "")
-    assert "more than" in (maps.lacks(x.repeat(20, 1), weight) or "")
-    assert "float32 by float32" in (maps.lacks(x.float(), weight) or "")
-    assert "bfloat16 by bfloat16" in (maps.lacks(x, weight.bfloat16()) or "")
-    assert "multiples of 32" in (maps.lacks(x, torch.zeros(65, 32)) or "")
-    assert "row by row" in (maps.lacks(torch.zeros(32, maps.LEAST, dtype=torch.bfloat16).t(), weight) or "")
+    assert "fewer" in (maps.lacks(x[1:], [weight]) or "")
+    assert "more than" in (maps.lacks(x.repeat(40, 1), [weight]) or "")
+    assert "float32 by float32" in (maps.lacks(x.float(), [weight]) or "")
+    assert "bfloat16 by bfloat16" in (maps.lacks(x, [weight.bfloat16()]) or "")
+    assert "multiples of 32" in (maps.lacks(x, [torch.zeros(65, 32)]) or "")
+    assert "row by row" in (maps.lacks(torch.zeros(32, maps.LEAST, dtype=torch.bfloat16).t(), [weight]) or "")
     assert "tokens" in (maps.lacks_outer(x[1:], x[1:]) or "")
     assert "float32" in (maps.lacks_outer(x, x.float()) or "")
     assert "row by row" in (maps.lacks_outer(x, torch.zeros(4, maps.LEAST, dtype=torch.bfloat16).t()) or "")

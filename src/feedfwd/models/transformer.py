@@ -96,12 +96,11 @@ class Attention(nn.Module):
 
     def products(self, x: Tensor) -> Sequence[Tensor]:  # (B, T, W) -> (B, T, H + 2K, D), or H, K and K heads apart
         """Queries, keys and values, from one product where that can be, and together where nothing parts them."""
-        packed = self.packed_map()
-        shape = *x.shape[:2], -1, self.head_width
-        if packed is None:
-            q, k, v = (m(x).view(shape) for m in (self.q, self.k, self.v))
+        maps, shape = (self.q, self.k, self.v), (*x.shape[:2], -1, self.head_width)
+        if any(type(m) is not Linear for m in maps):
+            q, k, v = (m(x).view(shape) for m in maps)
         else:
-            joint = mapped(x, *packed).view(shape)
+            joint = mapped(x, [m.weight for m in maps], [m.bias for m in maps]).view(shape)
             if isinstance(self.q_norm, nn.Identity):
                 return (joint,)
             q, k, v = torch.split(joint, [self.heads, self.kv_heads, self.kv_heads], 2)

@@ -104,14 +104,14 @@ def backward(
     # anyone is likelier still in the cache than pages of our own.
     least = pages.LEAST if x_ND.shape[0] >= FEW else pages.HEAP
     if needs[3]:
-        grads[3] = _weight_gradient(dy_ND, a_NH, dtype, least)
-    del a_NH, da_NH
-    if needs[4]:
+        grads[3], grads[4] = _map_gradients(dy_ND, a_NH, dtype, least, needs[4])
+    elif needs[4]:
         grads[4] = dy_ND.sum(0).to(dtype)
-    if needs[2]:
-        grads[2] = dz_NM.sum(0).to(dtype)
+    del a_NH, da_NH
     if needs[1]:
-        grads[1] = _weight_gradient(dz_NM, x_ND, dtype, least)
+        grads[1], grads[2] = _map_gradients(dz_NM, x_ND, dtype, least, needs[2])
+    elif needs[2]:
+        grads[2] = dz_NM.sum(0).to(dtype)
     if needs[0]:
         grads[0] = _product(dz_NM, first, x.shape, slack=4)  # in da's memory where that is idle: the peak is here
     return grads
@@ -126,7 +126,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, shape: Sequence[int]
     out = pages.warm(shape or (x.shape[0], weight.shape[0]), like=x)
     if weight.dtype != x.dtype:  # see `maps`
         out = x.new_empty(shape or (x.shape[0], weight.shape[0])) if out is None else out
-        maps.linear(x, weight, bias, _rows(out))
+        maps.linear(x, [weight], [bias], _rows(out))
         return out
     if out is None:
         return _shaped(F.linear(x, weight, bias), shape)
@@ -141,7 +141,7 @@ def _product(a: Tensor, b: Tensor, shape: Sequence[int] = (), least: int = pages
     out = pages.warm(shape or (a.shape[0], b.shape[1]), a, least, slack)
     if b.dtype != a.dtype:  # see `maps`
         out = a.new_empty(shape or (a.shape[0], b.shape[1])) if out is None else out
-        maps.linear(a, b.t(), None, _rows(out))
+        maps.linear(a, [b.t()], [None], _rows(out))
         return out
     if out is None:
         return _shaped(torch.mm(a, b), shape)
@@ -149,12 +149,16 @@ def _product(a: Tensor, b: Tensor, shape: Sequence[int] = (), least: int = pages
     return out
 
 
-def _weight_gradient(a: Tensor, b: Tensor, dtype: torch.dtype, least: int) -> Tensor:  # (N, A), (N, B) -> (A, B)
-    if dtype != torch.float32 or maps.lacks_outer(a, b):
-        return _product(a.t(), b, least=least).to(dtype)
-    shape, like = (a.shape[1], b.shape[1]), torch.empty(0, dtype=dtype)
+def _map_gradients(
+    dy: Tensor, x: Tensor, dtype: torch.dtype, least: int, biased: bool
+) -> tuple[Tensor, Tensor | None]:  # (N, A), (N, B) -> (A, B), (A,)
+    """The gradients of a map's weight and bias."""
+    if dtype != torch.float32 or maps.lacks_outer(dy, x):
+        return _product(dy.t(), x, least=least).to(dtype), dy.sum(0).to(dtype) if biased else None
+    shape, like = (dy.shape[1], x.shape[1]), torch.empty(0, dtype=dtype)
     out = pages.warm(shape, like, least)
-    return maps.outer(a, b, like.new_empty(shape) if out is None else out)
+    sums = like.new_empty(shape[0]) if biased else None
+    return maps.outer(dy, x, like.new_empty(shape) if out is None else out, sums=sums), sums
 
 
 def _shaped(x: Tensor, shape: Sequence[int]) -> Tensor:

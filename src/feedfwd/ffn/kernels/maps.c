@@ -47,9 +47,15 @@ INLINE void finish(const float *sums, long width, const float *bias, num *y, lon
     }
 }
 
-/* y (T, N) = x B + bias for x (T, K), where B is Wᵀ for W (N, K), or W (K, N). K is a multiple of 32 and N of 16.
-   Not 0 where there is no memory. */
-int map(const num *x, long ldx, const float *weight, int turned, const float *bias, num *y, long T, long K, long N, int threads) {
+/* Weights of so many rows, one below the other, each with its bias or none. */
+typedef struct {
+  const float *weight, *bias;
+  long rows;
+} stacked;
+
+/* y (T, N) = x B + bias for x (T, K), where B is Wᵀ for W (N, K), or W (K, N) and no bias. W is stacked of `many`; their rows, K
+   and N are multiples of 32. Not 0 where there is no memory. */
+int map(const num *x, long ldx, const stacked *w, long many, int turned, num *y, long T, long K, long N, int threads) {
   const long whole = T / SIDE * SIDE, panels = (N + PANEL - 1) / PANEL, blocks = (T + TOKENS - 1) / TOKENS;
   const long high = UP((T + blocks - 1) / blocks, 2 * SIDE);
   char *memory = scratch(4 * packed(K, N) + sizeof(num) * SIDE * K + threads * 4 * TOKENS * PANEL);
@@ -66,13 +72,24 @@ int map(const num *x, long ldx, const float *weight, int turned, const float *bi
 #pragma omp for schedule(dynamic)
     for (long p = 0; p < panels; p++) {
       const long j = p * PANEL;
-      if (turned) pack_turned_weights(weight + j * K, K, width_of(N, j), right + K / PAIR * j);
-      else pack_weights(weight + j, N, K, width_of(N, j), right + K / PAIR * j);
+      word *b = right + K / PAIR * j;
+      const stacked *own = w;
+      long first = 0;
+      if (turned) {
+        for (; j - first >= own->rows; own++) first += own->rows;
+        pack_turned_weights(own->weight + (j - first) * K, K, width_of(N, j), b);
+      } else
+        for (; own < w + many; b += own->rows / PAIR * width_of(N, j), own++)
+          pack_weights(own->weight + j, N, own->rows, width_of(N, j), b);
     }
 #pragma omp for schedule(dynamic) nowait
     for (long unit = 0; unit < blocks * panels; unit++) {
       const long i = unit / panels * high, j = unit % panels * PANEL, width = width_of(N, j);
       const long end = T - i < high ? T : i + high;
+      const stacked *own = w;
+      long first = 0;
+      while (turned && j - first >= own->rows) first += own++->rows;
+      const float *bias = turned && own->bias ? own->bias + j - first : 0;
       TOUCH;
       for (long k = 0; k < K; k += NEAR)
         for (long r = i; r < end; r += 2 * SIDE) {
@@ -82,7 +99,7 @@ int map(const num *x, long ldx, const float *weight, int turned, const float *bi
           if (r < whole) by_tiles(down * SIDE, deep, x + r * ldx + k, ldx, b, width, c, PANEL, k > 0);
           if (whole < T && r <= whole && whole < r + 2 * SIDE)
             by_tiles(SIDE, deep, last + k, K, b, width, sums + (whole - i) * PANEL, PANEL, k > 0);
-          if (k + deep == K) finish(c, width, bias ? bias + j : 0, y + r * N + j, N, end - r < 2 * SIDE ? end - r : 2 * SIDE);
+          if (k + deep == K) finish(c, width, bias, y + r * N + j, N, end - r < 2 * SIDE ? end - r : 2 * SIDE);
         }
     }
     end_products();
@@ -98,7 +115,21 @@ int map(const num *x, long ldx, const float *weight, int turned, const float *bi
 #define BAND 256    /* of N and */
 #define ACROSS 1024 /* of K: what is worked on at a time */
 
-static int band(const num *a, long lda, const num *b, long ldb, long T, long rows, long columns, float *c, long ldc, int add) {
+/* Sums of the rows of what was turned. */
+static void sum_up(const num *turned, long rows, long many, float *sums, int add) {
+  for (long i = 0; i < rows; i++) {
+    vec sum = {0.0f};
+    for (long t = 0; t < many; t += 32) {
+      __m512i words;
+      memcpy(&words, turned + i * LINE + t, sizeof(words));
+      sum = _mm512_dpbf16_ps(sum, (__m512bh)words, (__m512bh)_mm512_set1_epi16(0x3f80)); /* times one */
+    }
+    sums[i] = (add ? sums[i] : 0.0f) + total_of(sum);
+  }
+}
+
+static int band(const num *a, long lda, const num *b, long ldb, long T, long rows, long columns, float *c, long ldc, int add,
+                float *sum) {
   const long wide = UP(columns, LANES);
   const int direct = columns == wide; /* else what a panel writes beyond the last column would be another's */
   char *memory = scratch((direct ? 0 : 4 * rows * wide) + sizeof(num) * rows * LINE + 4 * packed(STRETCH, columns) + 3 * 64);
@@ -109,6 +140,7 @@ static int band(const num *a, long lda, const num *b, long ldb, long T, long row
   for (long t = 0; t < T; t += STRETCH) {
     const long many = T - t < STRETCH ? T - t : STRETCH, deep = UP(many, PAIR);
     turn(a + t * lda, lda, many, rows, turned, LINE);
+    if (sum) sum_up(turned, rows, many, sum, t > 0);
     pack_rows(b + t * ldb, ldb, many, columns, right);
     for (long j = 0; j < columns; j += PANEL)
       panel(rows, deep, turned, LINE, right + deep / PAIR * j, width_of(columns, j), sums + j, direct ? ldc : wide,
@@ -120,8 +152,9 @@ static int band(const num *a, long lda, const num *b, long ldb, long T, long row
   return 0;
 }
 
-/* C = Aᵀ B or C += Aᵀ B for A (T, N) and B (T, K). The number of bands that found no memory. */
-int outer(const num *a, long lda, const num *b, long ldb, float *c, int add, long T, long N, long K, int threads) {
+/* C = Aᵀ B or C += Aᵀ B for A (T, N) and B (T, K), and unless null the sums of A's columns. The number of bands that found no
+   memory. */
+int outer(const num *a, long lda, const num *b, long ldb, float *c, int add, float *sum, long T, long N, long K, int threads) {
   int failed = 0;
   const long share = (N + threads - 1) / threads, bands = (share + BAND - 1) / BAND; /* of a thread, all alike */
   const long high = UP((share + bands - 1) / bands, 2 * SIDE);
@@ -132,7 +165,8 @@ int outer(const num *a, long lda, const num *b, long ldb, float *c, int add, lon
 #pragma omp for schedule(dynamic) nowait
     for (long i = 0; i < down * across; i++) {
       const long n = i / across * high, k = i % across * ACROSS;
-      failed += band(a + n, lda, b + k, ldb, T, N - n < high ? N - n : high, K - k < ACROSS ? K - k : ACROSS, c + n * K + k, K, add);
+      failed += band(a + n, lda, b + k, ldb, T, N - n < high ? N - n : high, K - k < ACROSS ? K - k : ACROSS, c + n * K + k, K, add,
+                     sum && k == 0 ? sum + n : 0);
     }
     end_products();
   }

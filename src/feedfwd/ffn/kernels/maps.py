@@ -11,6 +11,7 @@ only where there are tiles: without them torch is as fast.
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -25,20 +26,23 @@ ALONE = 1 << 20  # multiply-adds: below, waking a second thread costs more than 
 EVEN = 32  # what inputs and outputs must be multiples of
 
 
-def lacks(x: Tensor, weight: Tensor) -> str | None:
-    """Why the compiled `linear` can't serve for x (T, K) and a weight (N, K), as it lies or turned; None where it does.
+def lacks(x: Tensor, weights: Sequence[Tensor]) -> str | None:
+    """Why the compiled `linear` can't serve for x (T, K) and weights (N, K), as they lie or turned; None where it does.
 
-    >>> lacks(torch.zeros(8, 2), torch.zeros(3, 2))
+    >>> lacks(torch.zeros(8, 2), [torch.zeros(3, 2)])
     'fewer than 64 tokens'
     """
     if not LEAST <= len(x) <= MOST:
         return f"fewer than {LEAST} tokens" if len(x) < LEAST else f"more than {MOST:,} tokens"
-    if x.device.type != "cpu" or x.dtype != torch.bfloat16 or weight.dtype != torch.float32:
-        return f"maps in C take bf16 by fp32 on a CPU, not {_short(x)} by {_short(weight)} on {x.device.type}"
-    if x.stride(1) != 1 or not (weight.is_contiguous() or weight.t().is_contiguous()):
+    if x.stride(1) != 1:
         return "a matrix doesn't lie row by row"
-    if any(size % EVEN for size in weight.shape):
-        return f"a weight {tuple(weight.shape)} is not of multiples of {EVEN}"
+    for weight in weights:
+        if x.device.type != "cpu" or x.dtype != torch.bfloat16 or weight.dtype != torch.float32:
+            return f"maps in C take bf16 by fp32 on a CPU, not {_short(x)} by {_short(weight)} on {x.device.type}"
+        if not (weight.is_contiguous() or weight.t().is_contiguous()):
+            return "a matrix doesn't lie row by row"
+        if any(size % EVEN for size in weight.shape):
+            return f"a weight {tuple(weight.shape)} is not of multiples of {EVEN}"
     return _compiled()[1] or None
 
 
@@ -56,9 +60,15 @@ def lacks_outer(a: Tensor, b: Tensor) -> str | None:
 
 def taken(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Weight and bias as products with x take them: as they are where `linear` serves, else in x's precision."""
-    if lacks(x, weight) is None:
+    if lacks(x, [weight]) is None:
         return weight, bias
     return weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+
+
+class Stacked(ctypes.Structure):
+    """`stacked` of maps.c."""
+
+    _fields_ = (("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p), ("rows", ctypes.c_long))
 
 
 @functools.cache
@@ -71,30 +81,44 @@ def _compiled() -> tuple[ctypes.CDLL | None, str]:
     found, reason = library(Path(__file__).with_name("maps.c"), (*definitions, *faster))
     if found is not None:
         pointer, number, whole = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
-        found.map.argtypes = (pointer, number, pointer, whole, pointer, pointer, number, number, number, whole)
-        found.outer.argtypes = (pointer, number, pointer, number, pointer, whole, number, number, number, whole)
+        sizes = (number, number, number, whole)
+        found.map.argtypes = (pointer, number, pointer, number, whole, pointer, *sizes)
+        found.outer.argtypes = (pointer, number, pointer, number, pointer, whole, pointer, *sizes)
     return found, reason
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
-    """x weightᵀ + bias for x (T, K), into `out` (T, N); where `lacks` says nothing. For ∂x the weight is Wᵀ."""
+def linear(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], out: Tensor) -> Tensor:
+    """x weightᵀ + bias for x (T, K) of weights stacked one below the other, into `out` (T, N); where `lacks` is silent.
+
+    For ∂x = ∂y W the weights are Wᵀ, without biases: those that were stacked are then side by side.
+    """
     found, _ = _compiled()
     assert found is not None and out.is_contiguous()
-    N, K = weight.shape
-    bias = None if bias is None else bias.float()
-    pointers = weight.data_ptr(), weight.is_contiguous(), None if bias is None else bias.data_ptr(), out.data_ptr()
-    if found.map(x.data_ptr(), x.stride(0), *pointers, len(x), K, N, _threads(len(x) * weight.numel())):
+    as_it_lies = weights[0].is_contiguous()
+    biases = [None if bias is None else bias.float() for bias in biases]  # kept here until all is done
+    parts = [
+        Stacked(w.data_ptr(), None if b is None else b.data_ptr(), w.shape[0] if as_it_lies else w.shape[1])
+        for w, b in zip(weights, biases, strict=True)
+    ]
+    together = (Stacked * len(parts))(*parts)
+    (T, K), N = x.shape, out.shape[-1]
+    where = x.data_ptr(), x.stride(0), ctypes.addressof(together), len(parts), as_it_lies, out.data_ptr()
+    if found.map(*where, T, K, N, _threads(T * K * N)):
         raise MemoryError("a linear map found no memory for what it works on")
     return out
 
 
-def outer(a: Tensor, b: Tensor, out: Tensor, *, add: bool = False) -> Tensor:
-    """aᵀ b for a (T, N) and b (T, K), in fp32 into `out` (N, K) or added to it; where `lacks_outer` says nothing."""
+def outer(a: Tensor, b: Tensor, out: Tensor, *, add: bool = False, sums: Tensor | None = None) -> Tensor:
+    """aᵀ b for a (T, N) and b (T, K), in fp32 into `out` (N, K) or added to it; where `lacks_outer` is silent.
+
+    `sums` (N,) takes those of a's columns: of ∂y, the bias's gradient.
+    """
     found, _ = _compiled()
     assert found is not None and out.is_contiguous() and out.dtype == torch.float32
     (T, N), K = a.shape, b.shape[1]
     factors = a.data_ptr(), a.stride(0), b.data_ptr(), b.stride(0)
-    if found.outer(*factors, out.data_ptr(), add, T, N, K, _threads(T * N * K)):
+    into = out.data_ptr(), add, None if sums is None else sums.data_ptr()
+    if found.outer(*factors, *into, T, N, K, _threads(T * N * K)):
         raise MemoryError("a weight's gradient found no memory for what it works on")
     return out
 
