@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from feedfwd.ffn import plain
 from feedfwd.ffn.kernels.compiler import toolchain
 from feedfwd.ffn.spec import FFNSpec
 from feedfwd.models import norms_native
-from feedfwd.models.norms import RMSNorm, added
+from feedfwd.models.norms import RMSNorm, added, of_sum
 from feedfwd.models.transformer import Transformer
 
 pytestmark = pytest.mark.skipif(bool(toolchain()[1]), reason=toolchain()[1])
@@ -66,6 +66,45 @@ def test_a_sum_and_its_norm_are_what_they_are_one_after_the_other(dtype: torch.d
     for ours, right in zip(one, other, strict=True):
         assert ours.dtype == right.dtype
         torch.testing.assert_close(ours, right, rtol=rtol, atol=atol)
+
+
+def test_layer_norm_of_a_sum_is_torchs_in_two_precisions() -> None:
+    torch.manual_seed(0)
+    layer, x = nn.LayerNorm(48), torch.randn(5, 30, 48).requires_grad_()
+    layer.weight.data.uniform_(0.5, 2.0)
+    layer.bias.data.uniform_(-1.0, 1.0)
+    branch, dy, dlow = torch.randn(x.shape).bfloat16().requires_grad_(), torch.randn(x.shape), torch.randn(x.shape)
+    inputs = [x, branch, layer.weight, layer.bias]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, low = of_sum(layer, x, branch)
+        with plain():
+            wanted, same = of_sum(layer, x, branch)
+    assert "Added" in str(y.grad_fn) and wanted is same
+    torch.testing.assert_close(y, wanted, rtol=1e-5, atol=1e-5)
+    assert torch.equal(low, y.bfloat16())
+    found = torch.autograd.grad([y, low], inputs, [dy, dlow.bfloat16()])
+    right = torch.autograd.grad(wanted, inputs, dy + dlow.bfloat16().float())
+    for one, other in zip(found, right, strict=True):
+        assert one.dtype == other.dtype
+        low_is_coarse = one.dtype == torch.bfloat16
+        torch.testing.assert_close(
+            one, other, rtol=8e-3 if low_is_coarse else 1e-4, atol=1e-3 if low_is_coarse else 1e-4
+        )
+
+
+def test_an_encoder_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    real = norms_native.layer_forward
+    monkeypatch.setattr(norms_native, "layer_forward", lambda *a: calls.append("") or real(*a))
+    settings = {"norm_kind": "layer", "norm_place": "post", "positions": "learned", "causal": False, "bias": "all"}
+    model = Transformer(50, width=32, depth=2, heads=4, hidden=64, head="none", **settings)
+    ids = torch.randint(0, 50, (2, 9))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = model(ids)
+        with plain():
+            wanted = model(ids)
+    assert len(calls) == 4
+    torch.testing.assert_close(found, wanted, rtol=0.05, atol=0.05)
 
 
 def test_threads_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:

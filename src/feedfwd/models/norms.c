@@ -49,3 +49,54 @@ void backward(const num *dy, const float *dsum, const float *x, const float *w, 
     }
   }
 }
+
+/* LayerNorm of total = x + branch: y = w (total - mean) s + b with s = 1 / √(variance + ε), in fp32 to y and rounded to `low`. */
+void layer_forward(const float *x, const num *branch, const float *w, const float *b, float *total, float *y, num *low,
+                   float *mean, float *scale, long N, long D, float eps, int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+  for (long i = 0; i < N; i++) {
+    float *row = total + i * D, sum = 0.0f, squares = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (long d = 0; d < D; d++) sum += row[d] = x[i * D + d] + load(branch[i * D + d]);
+    const float m = mean[i] = sum / D;
+#pragma omp simd reduction(+ : squares)
+    for (long d = 0; d < D; d++) squares += (row[d] - m) * (row[d] - m);
+    const float s = scale[i] = 1.0f / sqrtf(squares / D + eps);
+    for (long d = 0; d < D; d++) {
+      const float out = (row[d] - m) * s * w[d] + b[d];
+      y[i * D + d] = out;
+      low[i * D + d] = store(out);
+    }
+  }
+}
+
+/* With g = w (∂y + ∂low) and z = (total - mean) s: ∂x = s (g - mean(g) - z mean(g z)), which the branch gets too. dw and db
+   (N / ROWS rounded up, D) are the rows' shares of ∂w and ∂b. */
+void layer_backward(const float *dy, const num *dlow, const float *total, const float *w, const float *mean, const float *scale,
+                    float *dx, num *dbranch, float *dw, float *db, long N, long D, int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+  for (long first = 0; first < N; first += ROWS) {
+    float *of_w = dw + first / ROWS * D, *of_b = db + first / ROWS * D;
+    memset(of_w, 0, D * sizeof(float));
+    memset(of_b, 0, D * sizeof(float));
+    for (long i = first; i < N && i < first + ROWS; i++) {
+      const float *row = total + i * D, m = mean[i], s = scale[i];
+      float *out = dx + i * D, sum = 0.0f, along = 0.0f;
+#pragma omp simd reduction(+ : sum, along)
+      for (long d = 0; d < D; d++) {
+        const float back = dy[i * D + d] + load(dlow[i * D + d]), z = (row[d] - m) * s;
+        of_w[d] += back * z;
+        of_b[d] += back;
+        out[d] = back * w[d];
+        sum += out[d];
+        along += out[d] * z;
+      }
+      sum /= D;
+      along /= D;
+      for (long d = 0; d < D; d++) {
+        out[d] = s * (out[d] - sum - (row[d] - m) * s * along);
+        dbranch[i * D + d] = store(out[d]);
+      }
+    }
+  }
+}

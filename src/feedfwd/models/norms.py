@@ -80,13 +80,47 @@ def added(norm: nn.Module, x: Tensor, branch: Tensor | None) -> tuple[Tensor, Te
     """x + branch, and `norm` of it: at one go in C where that serves and nothing watches the norm."""
     if branch is None:
         return x, norm(x)
-    if type(norm) is RMSNorm and not (norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks):
+    if type(norm) is RMSNorm and not _watched(norm):
         dtype = norm.gives(x)
         alike = branch.dtype == dtype and branch.shape == x.shape
         if alike and norm.is_fast(x) and norms_native.lacks(x, norm.weight, dtype) is None:
             return AddedRMSNorm.apply(x, branch, norm.weight, norm.eps)  # type: ignore[no-untyped-call]
     x = x + branch
     return x, norm(x)
+
+
+def of_sum(norm: nn.Module, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
+    """`norm` of x + branch, as it is and as products take it: the same twice, but where C serves.
+
+    That is LayerNorm under autocast, where nothing watches it.
+    """
+    if type(norm) is nn.LayerNorm and norm.bias is not None and not _watched(norm):
+        alike = x.dtype == torch.float32 and x.shape == branch.shape and branch.dtype == torch.bfloat16
+        graded = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if alike and graded and norms_native.lacks(x, norm.weight, branch.dtype) is None:
+            return AddedLayerNorm.apply(x, branch, norm.weight, norm.bias, norm.eps)  # type: ignore[no-untyped-call]
+    y = norm(x + branch)
+    return y, y
+
+
+def _watched(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+
+
+class AddedLayerNorm(torch.autograd.Function):
+    """LayerNorm of x + branch, in x's precision and in the branch's."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        y, low, *kept = norms_native.layer_forward(x.contiguous(), branch.contiguous(), weight, bias, eps)
+        ctx.save_for_backward(weight, *kept)
+        return y, low
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor, dlow: Tensor) -> tuple[Tensor | None, ...]:
+        weight, total, mean, scale = ctx.saved_tensors
+        return *norms_native.layer_backward(dy.contiguous(), dlow.contiguous(), total, weight, mean, scale), None
 
 
 class AddedRMSNorm(torch.autograd.Function):

@@ -41,6 +41,8 @@ def _compiled(dtype: torch.dtype) -> tuple[ctypes.CDLL | None, str]:
         pointer, number = ctypes.c_void_p, ctypes.c_long
         found.forward.argtypes = (*(pointer,) * 6, number, number, ctypes.c_float, ctypes.c_int)
         found.backward.argtypes = (*(pointer,) * 8, number, number, ctypes.c_int)
+        found.layer_forward.argtypes = (*(pointer,) * 9, number, number, ctypes.c_float, ctypes.c_int)
+        found.layer_backward.argtypes = (*(pointer,) * 10, number, number, ctypes.c_int)
     return found, reason
 
 
@@ -71,6 +73,36 @@ def backward(
     tensors = dy, dtotal, x, weight.contiguous(), scale, dx, dbranch, shares
     found.backward(*(None if t is None else t.data_ptr() for t in tensors), N, D, _threads(x))
     return dx, dbranch, shares.sum(0)
+
+
+def layer_forward(
+    x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """LayerNorm of x + branch in fp32 and in the branch's precision; and for the backward the sum, means and scales."""
+    found, _ = _compiled(branch.dtype)
+    assert found is not None
+    D = x.shape[-1]
+    N = x.numel() // D
+    total, y, low = torch.empty_like(x), torch.empty_like(x), torch.empty_like(branch)
+    mean, scale = torch.empty(N), torch.empty(N)
+    tensors = x, branch, weight.contiguous(), bias.contiguous(), total, y, low, mean, scale
+    found.layer_forward(*(t.data_ptr() for t in tensors), N, D, eps, _threads(x))
+    return y, low, total, mean, scale
+
+
+def layer_backward(
+    dy: Tensor, dlow: Tensor, total: Tensor, weight: Tensor, mean: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of x, of the branch, of the weight and of the bias. All but the weight are contiguous."""
+    found, _ = _compiled(dlow.dtype)
+    assert found is not None
+    D = total.shape[-1]
+    N = total.numel() // D
+    dx, dbranch = torch.empty_like(total), torch.empty_like(dlow)
+    of_weight, of_bias = torch.empty(2, -(-N // ROWS), D)
+    tensors = dy, dlow, total, weight.contiguous(), mean, scale, dx, dbranch, of_weight, of_bias
+    found.layer_backward(*(t.data_ptr() for t in tensors), N, D, _threads(total))
+    return dx, dbranch, of_weight.sum(0), of_bias.sum(0)
 
 
 def _threads(x: Tensor) -> int:

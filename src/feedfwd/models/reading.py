@@ -76,7 +76,7 @@ class Remembering:
                 return block.attention.joined(attend(q, k, v, sight))
 
             x, branch = block(x, branch, attention)
-        x = x if branch is None else x + branch
+        x = x if branch is None or model.norm_place == "post" else x + branch
         return model.head(model.norm(x[:, -1]))
 
     def step(self, ids: Sequence[int]) -> Tensor:  # -> (B, V)

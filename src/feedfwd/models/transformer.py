@@ -20,7 +20,7 @@ from feedfwd.ffn.spec import FFNSpec, build_ffn, is_own
 from feedfwd.models import attention_native
 from feedfwd.models.attention import Path, Sight, attend, documents_of, explain
 from feedfwd.models.heads import HEADS, MaskedHead, TiedHead
-from feedfwd.models.norms import RMSNorm, added, norm
+from feedfwd.models.norms import RMSNorm, added, norm, of_sum
 from feedfwd.models.positions import Scaling, rotate, tables
 
 Turn = tuple[Tensor, Tensor] | None  # cosines and sines of the positions, (T, D/2) each
@@ -119,23 +119,25 @@ class Block(nn.Module):
     """x + attention(norm(x)), then x + ffn(norm(x)); with post=True the norm comes after each sum instead.
 
     What a branch gives is added where the next norm takes the sum, which is a sweep over memory less: what goes from
-    block to block is the stream x and the last branch, or no branch.
+    block to block is the stream x and the last branch, or with post=True x and what products take of it; or x alone.
     """
 
-    def __init__(self, attention: Attention, ffn: nn.Module, norms: tuple[nn.Module, nn.Module], post: bool, p: float):
+    def __init__(
+        self, attention: Attention, ffn: nn.Module, norms: tuple[nn.Module, nn.Module], post: bool, own: bool, p: float
+    ):
         super().__init__()
         self.attention_norm, self.ffn_norm = norms
         self.attention, self.ffn = attention, ffn
         self.dropout = parts.dropout(p)
-        self.post = post
+        self.post, self.own = post, own
 
     def forward(
         self, x: Tensor, branch: Tensor | None, attention: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor | None]:  # (B, T, W) each
         """`attention` is this block's, told what to look at."""
         if self.post:
-            x = self.attention_norm(x + self.dropout(attention(x)))
-            return self.ffn_norm(x + self.dropout(self.ffn(x))), None
+            x, low = of_sum(self.attention_norm, x, self.dropout(attention(x if branch is None else branch)))
+            return of_sum(self.ffn_norm, x, self.dropout(self.ffn(x if self.own else low)))
         x, normed = added(self.attention_norm, x, branch)
         x, normed = added(self.ffn_norm, x, self.dropout(attention(normed)))
         return x, self.dropout(self.ffn(normed))
@@ -263,6 +265,7 @@ class Transformer(nn.Module):
                     norm(norm_kind, width, norm_eps, into_products=not (post or is_own(spec.kind))),
                 ),
                 post,
+                is_own(spec.kind),
                 dropout,
             )
             for _ in range(depth)
@@ -322,7 +325,7 @@ class Transformer(nn.Module):
                 x, branch = checkpoint(block, x, branch, attention, use_reentrant=False)
             else:
                 x, branch = block(x, branch, attention)
-        return added(self.norm, x, branch)[1]
+        return x if self.norm_place == "post" else added(self.norm, x, branch)[1]
 
     def summary(self, h: Tensor, lengths: Lengths = None) -> Tensor:  # (B, T, W) -> (B, W)
         """The state that stands for a row: its last one, or of an encoder the first one, through the pooler if any."""
