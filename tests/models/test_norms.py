@@ -92,6 +92,17 @@ def test_layer_norm_of_a_sum_is_torchs_in_two_precisions() -> None:
         )
 
 
+def test_a_result_that_nobody_takes_has_no_gradient() -> None:
+    layer, x = nn.LayerNorm(48), torch.randn(70, 48).requires_grad_()
+    branch, dy = torch.randn(x.shape).bfloat16(), torch.randn(x.shape)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, low = of_sum(layer, x, branch)
+    for one, back in ((y, dy), (low, dy.bfloat16())):
+        (found,) = torch.autograd.grad(one, x, back, retain_graph=True)
+        (wanted,) = torch.autograd.grad(layer(x + branch), x, back.float())
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_an_encoder_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     real = norms_native.layer_forward

@@ -70,7 +70,7 @@ void layer_forward(const float *x, const num *branch, const float *w, const floa
   }
 }
 
-/* With g = w (∂y + ∂low) and z = (total - mean) s: ∂x = s (g - mean(g) - z mean(g z)), which the branch gets too. dw and db
+/* With g = w (∂y + ∂low), ∂low null where nobody took it, and z = (total - mean) s: ∂x = s (g - mean(g) - z mean(g z)), which the branch gets too. dw and db
    (N / ROWS rounded up, D) are the rows' shares of ∂w and ∂b. */
 void layer_backward(const float *dy, const num *dlow, const float *total, const float *w, const float *mean, const float *scale,
                     float *dx, num *dbranch, float *dw, float *db, long N, long D, int threads) {
@@ -84,7 +84,7 @@ void layer_backward(const float *dy, const num *dlow, const float *total, const 
       float *out = dx + i * D, sum = 0.0f, along = 0.0f;
 #pragma omp simd reduction(+ : sum, along)
       for (long d = 0; d < D; d++) {
-        const float back = dy[i * D + d] + load(dlow[i * D + d]), z = (row[d] - m) * s;
+        const float back = dy[i * D + d] + (dlow ? load(dlow[i * D + d]) : 0.0f), z = (row[d] - m) * s;
         of_w[d] += back * z;
         of_b[d] += back;
         out[d] = back * w[d];

@@ -76,10 +76,8 @@ class FastRMSNorm(torch.autograd.Function):
         return dx.add_((dy @ weight).unsqueeze(-1) * (scale / weight.numel())), dweight, None, None
 
 
-def added(norm: nn.Module, x: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor]:
+def added(norm: nn.Module, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
     """x + branch, and `norm` of it: at one go in C where that serves and nothing watches the norm."""
-    if branch is None:
-        return x, norm(x)
     if type(norm) is RMSNorm and not _watched(norm):
         dtype = norm.gives(x)
         alike = branch.dtype == dtype and branch.shape == x.shape
@@ -114,13 +112,17 @@ class AddedLayerNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         y, low, *kept = norms_native.layer_forward(x.contiguous(), branch.contiguous(), weight, bias, eps)
         ctx.save_for_backward(weight, *kept)
+        ctx.set_materialize_grads(False)
+        ctx.low = low.dtype
         return y, low
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor, dlow: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor | None, dlow: Tensor | None) -> tuple[Tensor | None, ...]:
         weight, total, mean, scale = ctx.saved_tensors
-        return *norms_native.layer_backward(dy.contiguous(), dlow.contiguous(), total, weight, mean, scale), None
+        dy = torch.zeros_like(total) if dy is None else dy.contiguous()
+        dlow = None if dlow is None else dlow.contiguous()
+        return *norms_native.layer_backward(dy, dlow, ctx.low, total, weight, mean, scale), None
 
 
 class AddedRMSNorm(torch.autograd.Function):

@@ -91,17 +91,17 @@ def layer_forward(
 
 
 def layer_backward(
-    dy: Tensor, dlow: Tensor, total: Tensor, weight: Tensor, mean: Tensor, scale: Tensor
+    dy: Tensor, dlow: Tensor | None, dtype: torch.dtype, total: Tensor, weight: Tensor, mean: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of x, of the branch, of the weight and of the bias. All but the weight are contiguous."""
-    found, _ = _compiled(dlow.dtype)
+    """The gradients of x, of the branch in its `dtype`, of the weight and of the bias. dy and dlow are contiguous."""
+    found, _ = _compiled(dtype)
     assert found is not None
     D = total.shape[-1]
     N = total.numel() // D
-    dx, dbranch = torch.empty_like(total), torch.empty_like(dlow)
+    dx, dbranch = torch.empty_like(total), torch.empty(total.shape, dtype=dtype)
     of_weight, of_bias = torch.empty(2, -(-N // ROWS), D)
     tensors = dy, dlow, total, weight.contiguous(), mean, scale, dx, dbranch, of_weight, of_bias
-    found.layer_backward(*(t.data_ptr() for t in tensors), N, D, _threads(total))
+    found.layer_backward(*(None if t is None else t.data_ptr() for t in tensors), N, D, _threads(total))
     return dx, dbranch, of_weight.sum(0), of_bias.sum(0)
 
 

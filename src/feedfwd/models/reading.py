@@ -67,7 +67,6 @@ class Remembering:
             turn = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
         sight = Sight(True, model.window, documents)
         self.length = longest
-        branch: Tensor | None = None
         for layer, block in enumerate(model.each_block()):
 
             def attention(h: Tensor, layer: int = layer, block: Block = block) -> Tensor:
@@ -75,8 +74,7 @@ class Remembering:
                 self.attentions[layer].start(k, v, max(model.context, longest) + 1)
                 return block.attention.joined(attend(q, k, v, sight))
 
-            x, branch = block(x, branch, attention)
-        x = x if branch is None or model.norm_place == "post" else x + branch
+            x = block(x, attention)
         return model.head(model.norm(x[:, -1]))
 
     def step(self, ids: Sequence[int]) -> Tensor:  # -> (B, V)

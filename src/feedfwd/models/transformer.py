@@ -19,6 +19,7 @@ from feedfwd.ffn.products import applied, mapped
 from feedfwd.ffn.spec import FFNSpec, build_ffn, is_own
 from feedfwd.models import attention_native
 from feedfwd.models.attention import Path, Sight, attend, documents_of, explain
+from feedfwd.models.dropout import dropout as branch_dropout
 from feedfwd.models.heads import HEADS, MaskedHead, TiedHead
 from feedfwd.models.norms import RMSNorm, added, norm, of_sum
 from feedfwd.models.positions import Scaling, rotate, tables
@@ -118,8 +119,7 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + ffn(norm(x)); with post=True the norm comes after each sum instead.
 
-    What a branch gives is added where the next norm takes the sum, which is a sweep over memory less: what goes from
-    block to block is the stream x and the last branch, or with post=True x and what products take of it; or x alone.
+    A sum and its norm are one sweep over memory where that can be (see `norms`).
     """
 
     def __init__(
@@ -128,19 +128,16 @@ class Block(nn.Module):
         super().__init__()
         self.attention_norm, self.ffn_norm = norms
         self.attention, self.ffn = attention, ffn
-        self.dropout = parts.dropout(p)
+        self.dropout = branch_dropout(p)
         self.post, self.own = post, own
 
-    def forward(
-        self, x: Tensor, branch: Tensor | None, attention: Callable[[Tensor], Tensor]
-    ) -> tuple[Tensor, Tensor | None]:  # (B, T, W) each
+    def forward(self, x: Tensor, attention: Callable[[Tensor], Tensor]) -> Tensor:  # (B, T, W) -> (B, T, W)
         """`attention` is this block's, told what to look at."""
         if self.post:
-            x, low = of_sum(self.attention_norm, x, self.dropout(attention(x if branch is None else branch)))
-            return of_sum(self.ffn_norm, x, self.dropout(self.ffn(x if self.own else low)))
-        x, normed = added(self.attention_norm, x, branch)
-        x, normed = added(self.ffn_norm, x, self.dropout(attention(normed)))
-        return x, self.dropout(self.ffn(normed))
+            x, low = of_sum(self.attention_norm, x, self.dropout(attention(x)))
+            return of_sum(self.ffn_norm, x, self.dropout(self.ffn(x if self.own else low)))[0]
+        x, normed = added(self.ffn_norm, x, self.dropout(attention(self.attention_norm(x))))
+        return x + self.dropout(self.ffn(normed))
 
 
 class Transformer(nn.Module):
@@ -250,7 +247,7 @@ class Transformer(nn.Module):
         self.embedding = _embedding(vocabulary, width, generator)
         self.position_embedding = _embedding(context, width, generator) if positions == "learned" else None
         self.type_embedding = _embedding(types, width, generator) if types else None
-        self.dropout = parts.dropout(dropout)
+        self.dropout = branch_dropout(dropout)
         post = norm_place == "post"
         self.embedding_norm = norm(norm_kind, width, norm_eps) if post else nn.Identity()
         self.blocks = nn.ModuleList(
@@ -318,14 +315,13 @@ class Transformer(nn.Module):
             documents = documents_of(ids, self.end)
         documents = self._apart(ids, documents, lengths)
         sight, turn = Sight(self.causal, self.window, documents), self.turn(ids.shape[1], ids.device)
-        branch: Tensor | None = None
         for block in self.each_block():
             attention = partial(block.attention, turn=turn, sight=sight)
             if self.recompute and torch.is_grad_enabled():
-                x, branch = checkpoint(block, x, branch, attention, use_reentrant=False)
+                x = checkpoint(block, x, attention, use_reentrant=False)
             else:
-                x, branch = block(x, branch, attention)
-        return x if self.norm_place == "post" else added(self.norm, x, branch)[1]
+                x = block(x, attention)
+        return self.norm(x)
 
     def summary(self, h: Tensor, lengths: Lengths = None) -> Tensor:  # (B, T, W) -> (B, W)
         """The state that stands for a row: its last one, or of an encoder the first one, through the pooler if any."""

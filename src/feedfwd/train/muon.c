@@ -38,9 +38,8 @@ static void symmetric(long m, long k, const num *a, long lda, const word *b, flo
         else
           for (long c = 0; c < own; c++) out[c] = store(first * load(before[c]) + third * sums[r * PANEL + c]);
       }
-      if (i > j)
-        for (long c = 0; c < own; c++)
-          for (long r = 0; r < rows; r++) to[(j + c) * ldto + i + r] = to[(i + r) * ldto + j + c];
+      for (long c = 0; c < own; c++)
+        for (long r = i > j ? 0 : own; r < rows; r++) to[(j + c) * ldto + i + r] = to[(i + r) * ldto + j + c];
     }
   }
 }
