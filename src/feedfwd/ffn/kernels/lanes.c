@@ -31,7 +31,7 @@ INLINE num store(float x) { return x; }
 /* 2^k times a polynomial on [-ln 2 / 2, ln 2 / 2]: exp to a unit in fp32's last place, or, for bf16, to 4e-5, a fiftieth
    of what storing the result rounds away. */
 INLINE float exponential(float x) {
-  x = x < -87.0f ? -87.0f : x;
+  x = x < -80.0f ? -80.0f : x; /* what is multiplied by less would leave the normal numbers, which is slow */
   x = x > 88.0f ? 88.0f : x;
   float k = rintf(x * 1.44269504f);
   float r = x - k * 0.693359375f + k * 2.12194440e-4f; /* ln 2 in two parts */
