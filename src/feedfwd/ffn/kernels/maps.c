@@ -4,9 +4,10 @@
 #include "lanes.c"
 #include <omp.h>
 
-/* --- y = x Wᵀ + b and ∂x = ∂y W: the weights are packed by all threads, then each takes a panel and some tokens -------- */
+/* --- y = x Wᵀ + b and ∂x = ∂y W: a thread takes a panel of the weights at a time --------------------------------------- */
 
-#define TOKENS 256 /* of x worked on at a time: they stay near while panels pass by */
+#define FEW (1 << 19) /* numbers of x: so many stay near while all panels pass by, */
+#define TOKENS 256    /* else so many tokens at a time */
 
 /* A panel of Wᵀ for W (·, K): `width` rows of W side by side. */
 static void pack_turned_weights(const float *w, long K, long width, word *b) {
@@ -53,6 +54,48 @@ typedef struct {
   long rows;
 } stacked;
 
+typedef struct {
+  const num *x, *last; /* `last`: the tokens that fill no tile, and zeros */
+  const stacked *weights;
+  num *y;
+  word *packed;
+  long ldx, many, T, K, N, high; /* `many` weights; `high` tokens at a time */
+  int turned;
+} product;
+
+/* The panel of B that begins at column j. */
+static void pack(const product *t, long j) {
+  const stacked *own = t->weights;
+  word *b = t->packed + t->K / PAIR * j;
+  long first = 0;
+  if (t->turned) {
+    for (; j - first >= own->rows; own++) first += own->rows;
+    pack_turned_weights(own->weight + (j - first) * t->K, t->K, width_of(t->N, j), b);
+  } else
+    for (; own < t->weights + t->many; b += own->rows / PAIR * width_of(t->N, j), own++)
+      pack_weights(own->weight + j, t->N, own->rows, width_of(t->N, j), b);
+}
+
+/* Some tokens from i on times that panel. */
+static void multiply(const product *t, long i, long j, float *sums) {
+  const long whole = t->T / SIDE * SIDE, width = width_of(t->N, j), end = t->T - i < t->high ? t->T : i + t->high;
+  const stacked *own = t->weights;
+  long first = 0;
+  while (t->turned && j - first >= own->rows) first += own++->rows;
+  const float *bias = t->turned && own->bias ? own->bias + j - first : 0;
+  TOUCH;
+  for (long k = 0; k < t->K; k += NEAR)
+    for (long r = i; r < end; r += 2 * SIDE) {
+      const long down = whole - r >= 2 * SIDE ? 2 : 1, deep = t->K - k < NEAR ? t->K - k : NEAR;
+      const word *b = t->packed + t->K / PAIR * j + k / PAIR * width;
+      float *c = sums + (r - i) * PANEL;
+      if (r < whole) by_tiles(down * SIDE, deep, t->x + r * t->ldx + k, t->ldx, b, width, c, PANEL, k > 0);
+      if (whole < t->T && r <= whole && whole < r + 2 * SIDE)
+        by_tiles(SIDE, deep, t->last + k, t->K, b, width, sums + (whole - i) * PANEL, PANEL, k > 0);
+      if (k + deep == t->K) finish(c, width, bias, t->y + r * t->N + j, t->N, end - r < 2 * SIDE ? end - r : 2 * SIDE);
+    }
+}
+
 /* y (T, N) = x B + bias for x (T, K), where B is Wᵀ for W (N, K), or W (K, N) and no bias. W is stacked of `many`; their rows, K
    and N are multiples of 32. Not 0 where there is no memory. */
 int map(const num *x, long ldx, const stacked *w, long many, int turned, num *y, long T, long K, long N, int threads) {
@@ -60,47 +103,26 @@ int map(const num *x, long ldx, const stacked *w, long many, int turned, num *y,
   const long high = UP((T + blocks - 1) / blocks, 2 * SIDE);
   char *memory = scratch(4 * packed(K, N) + sizeof(num) * SIDE * K + threads * 4 * TOKENS * PANEL);
   if (!memory) return 1;
-  word *right = (word *)memory;
-  float *sums_of_all = (float *)(right + packed(K, N));
-  num *last = (num *)(sums_of_all + threads * TOKENS * PANEL); /* the tokens that fill no tile, and zeros */
+  float *sums_of_all = (float *)memory + packed(K, N);
+  num *last = (num *)(sums_of_all + threads * TOKENS * PANEL);
   memset(last, 0, sizeof(num) * SIDE * K);
   for (long i = whole; i < T; i++) memcpy(last + (i - whole) * K, x + i * ldx, sizeof(num) * K);
+  const product t = {x, last, w, y, (word *)memory, ldx, many, T, K, N, high, turned};
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     float *sums = sums_of_all + omp_get_thread_num() * TOKENS * PANEL;
     begin_products();
-#pragma omp for schedule(dynamic)
-    for (long p = 0; p < panels; p++) {
-      const long j = p * PANEL;
-      word *b = right + K / PAIR * j;
-      const stacked *own = w;
-      long first = 0;
-      if (turned) {
-        for (; j - first >= own->rows; own++) first += own->rows;
-        pack_turned_weights(own->weight + (j - first) * K, K, width_of(N, j), b);
-      } else
-        for (; own < w + many; b += own->rows / PAIR * width_of(N, j), own++)
-          pack_weights(own->weight + j, N, own->rows, width_of(N, j), b);
-    }
+    if (T * K <= FEW) { /* a panel is used up while it is near */
 #pragma omp for schedule(dynamic) nowait
-    for (long unit = 0; unit < blocks * panels; unit++) {
-      const long i = unit / panels * high, j = unit % panels * PANEL, width = width_of(N, j);
-      const long end = T - i < high ? T : i + high;
-      const stacked *own = w;
-      long first = 0;
-      while (turned && j - first >= own->rows) first += own++->rows;
-      const float *bias = turned && own->bias ? own->bias + j - first : 0;
-      TOUCH;
-      for (long k = 0; k < K; k += NEAR)
-        for (long r = i; r < end; r += 2 * SIDE) {
-          const long down = whole - r >= 2 * SIDE ? 2 : 1, deep = K - k < NEAR ? K - k : NEAR;
-          const word *b = right + K / PAIR * j + k / PAIR * width;
-          float *c = sums + (r - i) * PANEL;
-          if (r < whole) by_tiles(down * SIDE, deep, x + r * ldx + k, ldx, b, width, c, PANEL, k > 0);
-          if (whole < T && r <= whole && whole < r + 2 * SIDE)
-            by_tiles(SIDE, deep, last + k, K, b, width, sums + (whole - i) * PANEL, PANEL, k > 0);
-          if (k + deep == K) finish(c, width, bias, y + r * N + j, N, end - r < 2 * SIDE ? end - r : 2 * SIDE);
-        }
+      for (long p = 0; p < panels; p++) {
+        pack(&t, p * PANEL);
+        for (long i = 0; i < T; i += high) multiply(&t, i, p * PANEL, sums);
+      }
+    } else {
+#pragma omp for schedule(dynamic)
+      for (long p = 0; p < panels; p++) pack(&t, p * PANEL);
+#pragma omp for schedule(dynamic) nowait
+      for (long unit = 0; unit < blocks * panels; unit++) multiply(&t, unit / panels * high, unit % panels * PANEL, sums);
     }
     end_products();
   }
