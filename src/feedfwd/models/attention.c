@@ -5,6 +5,7 @@
 
    Queries (B, T, H, D), keys and values (B, T, K, D), y (B, T, H, D), lse (B, H, T). cos, sin (T, D/2) or null. documents (B, T) or null. */
 #include "lanes.c"
+#include <omp.h>
 
 #ifdef AMX
 #define BLOCK 64 /* rows worked on at a time: a multiple of what tiles and their depth take, */
@@ -267,17 +268,22 @@ static int backward_head(const task *t, long row, long kv_head, const num *y, co
   return 0;
 }
 
-/* A thread takes all heads of a row, which lie side by side in memory, where there are rows enough for all threads. */
-INLINE long heads_together(const task *t, long heads) { return t->rows >= 4 * t->threads ? heads : 1; }
+/* Where there are rows enough, a thread takes those whose tokens it has in its own cache from the product before: the first
+   thread the first ones. Else every head goes to whoever is free. */
+static void share_out(const task *t, long heads) {
+  const int own = t->rows >= 4 * t->threads;
+  omp_set_schedule(own ? omp_sched_static : omp_sched_dynamic, own ? (t->rows + t->threads - 1) / t->threads * heads : 1);
+}
 
 /* Both give the number of heads that found no memory. */
 int forward(const task *t, num *y, float *lse) {
   int failed = 0;
-  const long jobs = t->rows * t->heads, together = heads_together(t, t->heads);
+  const long jobs = t->rows * t->heads;
+  share_out(t, t->heads);
 #pragma omp parallel num_threads(t->threads) reduction(+ : failed) if (t->threads > 1)
   {
     begin_products();
-#pragma omp for schedule(dynamic, together) nowait
+#pragma omp for schedule(runtime) nowait
     for (long i = 0; i < jobs; i++) failed += forward_head(t, i / t->heads, i % t->heads, y, lse);
     end_products();
   }
@@ -286,11 +292,12 @@ int forward(const task *t, num *y, float *lse) {
 
 int backward(const task *t, const num *y, const float *lse, const num *dy) {
   int failed = 0;
-  const long jobs = t->rows * t->kv_heads, together = heads_together(t, t->kv_heads);
+  const long jobs = t->rows * t->kv_heads;
+  share_out(t, t->kv_heads);
 #pragma omp parallel num_threads(t->threads) reduction(+ : failed) if (t->threads > 1)
   {
     begin_products();
-#pragma omp for schedule(dynamic, together) nowait
+#pragma omp for schedule(runtime) nowait
     for (long i = 0; i < jobs; i++) failed += backward_head(t, i / t->kv_heads, i % t->kv_heads, y, lse, dy);
     end_products();
   }

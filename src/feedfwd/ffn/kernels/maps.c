@@ -4,10 +4,11 @@
 #include "lanes.c"
 #include <omp.h>
 
-/* --- y = x Wᵀ + b and ∂x = ∂y W: a thread takes a panel of the weights at a time --------------------------------------- */
+/* --- y = x Wᵀ + b and ∂x = ∂y W: a thread takes some tokens and all weights, a panel at a time, so that what it writes is what
+   it reads in the next sweep; where tokens are few it takes some panels ------------------------------------------------- */
 
-#define FEW (1 << 19) /* numbers of x: so many stay near while all panels pass by, */
-#define TOKENS 256    /* else so many tokens at a time */
+#define OWN 128    /* tokens of a thread, at least */
+#define TOKENS 256 /* that are worked on at a time */
 
 /* A panel of Wᵀ for W (·, K): `width` rows of W side by side. */
 static void pack_turned_weights(const float *w, long K, long width, word *b) {
@@ -58,15 +59,13 @@ typedef struct {
   const num *x, *last; /* `last`: the tokens that fill no tile, and zeros */
   const stacked *weights;
   num *y;
-  word *packed;
-  long ldx, many, T, K, N, high; /* `many` weights; `high` tokens at a time */
+  long ldx, many, T, K, N; /* `many` weights */
   int turned;
 } product;
 
 /* The panel of B that begins at column j. */
-static void pack(const product *t, long j) {
+static void pack(const product *t, long j, word *b) {
   const stacked *own = t->weights;
-  word *b = t->packed + t->K / PAIR * j;
   long first = 0;
   if (t->turned) {
     for (; j - first >= own->rows; own++) first += own->rows;
@@ -76,9 +75,9 @@ static void pack(const product *t, long j) {
       pack_weights(own->weight + j, t->N, own->rows, width_of(t->N, j), b);
 }
 
-/* Some tokens from i on times that panel. */
-static void multiply(const product *t, long i, long j, float *sums) {
-  const long whole = t->T / SIDE * SIDE, width = width_of(t->N, j), end = t->T - i < t->high ? t->T : i + t->high;
+/* Tokens i … end times that panel. */
+static void multiply(const product *t, long i, long end, long j, const word *b, float *sums) {
+  const long whole = t->T / SIDE * SIDE, width = width_of(t->N, j);
   const stacked *own = t->weights;
   long first = 0;
   while (t->turned && j - first >= own->rows) first += own++->rows;
@@ -87,11 +86,11 @@ static void multiply(const product *t, long i, long j, float *sums) {
   for (long k = 0; k < t->K; k += NEAR)
     for (long r = i; r < end; r += 2 * SIDE) {
       const long down = whole - r >= 2 * SIDE ? 2 : 1, deep = t->K - k < NEAR ? t->K - k : NEAR;
-      const word *b = t->packed + t->K / PAIR * j + k / PAIR * width;
+      const word *right = b + k / PAIR * width;
       float *c = sums + (r - i) * PANEL;
-      if (r < whole) by_tiles(down * SIDE, deep, t->x + r * t->ldx + k, t->ldx, b, width, c, PANEL, k > 0);
+      if (r < whole) by_tiles(down * SIDE, deep, t->x + r * t->ldx + k, t->ldx, right, width, c, PANEL, k > 0);
       if (whole < t->T && r <= whole && whole < r + 2 * SIDE)
-        by_tiles(SIDE, deep, t->last + k, t->K, b, width, sums + (whole - i) * PANEL, PANEL, k > 0);
+        by_tiles(SIDE, deep, t->last + k, t->K, right, width, sums + (whole - i) * PANEL, PANEL, k > 0);
       if (k + deep == t->K) finish(c, width, bias, t->y + r * t->N + j, t->N, end - r < 2 * SIDE ? end - r : 2 * SIDE);
     }
 }
@@ -99,30 +98,34 @@ static void multiply(const product *t, long i, long j, float *sums) {
 /* y (T, N) = x B + bias for x (T, K), where B is Wᵀ for W (N, K), or W (K, N) and no bias. W is stacked of `many`; their rows, K
    and N are multiples of 32. Not 0 where there is no memory. */
 int map(const num *x, long ldx, const stacked *w, long many, int turned, num *y, long T, long K, long N, int threads) {
-  const long whole = T / SIDE * SIDE, panels = (N + PANEL - 1) / PANEL, blocks = (T + TOKENS - 1) / TOKENS;
-  const long high = UP((T + blocks - 1) / blocks, 2 * SIDE);
-  char *memory = scratch(4 * packed(K, N) + sizeof(num) * SIDE * K + threads * 4 * TOKENS * PANEL);
+  const long whole = T / SIDE * SIDE, panels = (N + PANEL - 1) / PANEL, of_panel = K / PAIR * PANEL;
+  const long share = T >= OWN * threads ? UP((T + threads - 1) / threads, 2 * SIDE) : T;
+  char *memory = scratch(sizeof(num) * SIDE * K + threads * 4 * (of_panel + TOKENS * PANEL));
   if (!memory) return 1;
-  float *sums_of_all = (float *)memory + packed(K, N);
+  word *packed_of_all = (word *)memory;
+  float *sums_of_all = (float *)(packed_of_all + threads * of_panel);
   num *last = (num *)(sums_of_all + threads * TOKENS * PANEL);
   memset(last, 0, sizeof(num) * SIDE * K);
   for (long i = whole; i < T; i++) memcpy(last + (i - whole) * K, x + i * ldx, sizeof(num) * K);
-  const product t = {x, last, w, y, (word *)memory, ldx, many, T, K, N, high, turned};
+  const product t = {x, last, w, y, ldx, many, T, K, N, turned};
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
-    float *sums = sums_of_all + omp_get_thread_num() * TOKENS * PANEL;
+    const long own = omp_get_thread_num();
+    word *b = packed_of_all + own * of_panel;
+    float *sums = sums_of_all + own * TOKENS * PANEL;
     begin_products();
-    if (T * K <= FEW) { /* a panel is used up while it is near */
-#pragma omp for schedule(dynamic) nowait
-      for (long p = 0; p < panels; p++) {
-        pack(&t, p * PANEL);
-        for (long i = 0; i < T; i += high) multiply(&t, i, p * PANEL, sums);
+    if (share < T) {
+      const long end = T < (own + 1) * share ? T : (own + 1) * share;
+      for (long j = 0; j < N && own * share < T; j += PANEL) {
+        pack(&t, j, b);
+        for (long i = own * share; i < end; i += TOKENS) multiply(&t, i, end - i < TOKENS ? end : i + TOKENS, j, b, sums);
       }
     } else {
-#pragma omp for schedule(dynamic)
-      for (long p = 0; p < panels; p++) pack(&t, p * PANEL);
 #pragma omp for schedule(dynamic) nowait
-      for (long unit = 0; unit < blocks * panels; unit++) multiply(&t, unit / panels * high, unit % panels * PANEL, sums);
+      for (long p = 0; p < panels; p++) {
+        pack(&t, p * PANEL, b);
+        for (long i = 0; i < T; i += TOKENS) multiply(&t, i, T - i < TOKENS ? T : i + TOKENS, p * PANEL, b, sums);
+      }
     }
     end_products();
   }
