@@ -168,5 +168,14 @@ def test_it_says_what_it_does_not_serve() -> None:
     assert "multiples of 32" in (maps.lacks(x, [torch.zeros(65, 32)]) or "")
     assert "row by row" in (maps.lacks(torch.zeros(32, maps.LEAST, dtype=torch.bfloat16).t(), [weight]) or "")
     assert "tokens" in (maps.lacks_outer(x[1:], x[1:]) or "")
+
+    class Elsewhere(Tensor):
+        pass
+
+    assert "Elsewhere" in (maps.lacks(x, [weight.as_subclass(Elsewhere)]) or "")
+    assert "Elsewhere" in (maps.lacks_outer(x.as_subclass(Elsewhere), x) or "")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = mapped(x, [weight.as_subclass(Elsewhere)], [None])
+    assert type(y) is Elsewhere and y.shape == (maps.LEAST, 64)
     assert "float32" in (maps.lacks_outer(x, x.float()) or "")
     assert "row by row" in (maps.lacks_outer(x, torch.zeros(4, maps.LEAST, dtype=torch.bfloat16).t()) or "")

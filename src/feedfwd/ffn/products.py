@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from feedfwd.ffn.kernels import maps, pages, plan
+from feedfwd.ffn.kernels.native import foreign
 from feedfwd.ffn.parts import Linear
 
 LARGE = 2**21  # multiplications from which oneDNN's longer preparation pays
@@ -52,7 +53,7 @@ def mapped(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]
     if plan.enabled() and torch.is_autocast_enabled(x.device.type) and not (recorded or _transformed()):
         x = x.to(torch.get_autocast_dtype(x.device.type))
         x_ND = x.reshape(-1, x.shape[-1])
-        if maps.lacks_outer(x_ND, x_ND) is None:
+        if maps.lacks_outer(x_ND, x_ND) is None and not foreign(weights):
             y: Tensor = Mapped.apply(x_ND, len(weights), *weights, *biases)  # type: ignore[no-untyped-call]
             return y.view(*x.shape[:-1], y.shape[1])
     return F.linear(x, _stacked(weights), None if biases[0] is None else _stacked(biases))

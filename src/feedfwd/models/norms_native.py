@@ -14,7 +14,7 @@ from torch import Tensor
 
 from feedfwd.ffn.kernels import plan
 from feedfwd.ffn.kernels.compiler import library
-from feedfwd.ffn.kernels.native import ALONE, DTYPES
+from feedfwd.ffn.kernels.native import ALONE, DTYPES, foreign
 
 ROWS = 64  # as in norms.c
 
@@ -27,6 +27,8 @@ def lacks(x: Tensor, weight: Tensor, dtype: torch.dtype) -> str | None:
     """
     if not plan.enabled():
         return plan.OFF
+    if reason := foreign((x, weight)):
+        return reason
     if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
         return "the norm in C is for numbers in fp32 on a CPU"
     if dtype not in DTYPES:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from feedfwd.ffn.kernels import plan
 from feedfwd.ffn.kernels.compiler import library
-from feedfwd.ffn.kernels.native import ALONE, DTYPES
+from feedfwd.ffn.kernels.native import ALONE, DTYPES, foreign
 
 
 def lacks(logits: Tensor) -> str | None:
@@ -25,6 +25,8 @@ def lacks(logits: Tensor) -> str | None:
     """
     if not plan.enabled():
         return plan.OFF
+    if reason := foreign((logits,)):
+        return reason
     if logits.device.type != "cpu":
         return f"the softmax in C is for CPUs, not {logits.device.type}"
     if logits.dtype not in DTYPES:

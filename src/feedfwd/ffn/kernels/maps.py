@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from feedfwd.ffn.kernels.compiler import library
-from feedfwd.ffn.kernels.native import products, tiles
+from feedfwd.ffn.kernels.native import foreign, products, tiles
 
 LEAST = 64  # tokens; of fewer torch's products are as fast
 MOST = 2048  # tokens of `linear`: of more the copy of W costs little, and torch's products by it are faster
@@ -34,6 +34,8 @@ def lacks(x: Tensor, weights: Sequence[Tensor]) -> str | None:
     """
     if not LEAST <= len(x) <= MOST:
         return f"fewer than {LEAST} tokens" if len(x) < LEAST else f"more than {MOST:,} tokens"
+    if reason := foreign((x, *weights)):
+        return reason
     if x.stride(1) != 1:
         return "a matrix doesn't lie row by row"
     for weight in weights:
@@ -50,6 +52,8 @@ def lacks_outer(a: Tensor, b: Tensor) -> str | None:
     """Why the compiled `outer` can't serve; None where it does."""
     if len(a) < LEAST:
         return f"fewer than {LEAST} tokens"
+    if reason := foreign((a, b)):
+        return reason
     for x in (a, b):
         if x.device.type != "cpu" or x.dtype != torch.bfloat16:
             return f"the product in C is of bf16 on a CPU, not {_short(x)} on {x.device.type}"

@@ -6,6 +6,7 @@ layer's time. `pointwise.c` is compiled (see `compiler`) for one activation and 
 
 import ctypes
 import functools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,18 @@ class NativePasses:
             n = len(drop.bits)
             pointers = z[rows].data_ptr(), a[rows].data_ptr(), drop.bits.data_ptr()
             sweep(*pointers, drop.threshold, drop.scale, n, h, _threads(n * h))
+
+
+def foreign(tensors: Iterable[Tensor]) -> str:
+    """Why C must not read these tensors' memory by itself, or "": a subclass may keep its numbers elsewhere.
+
+    >>> foreign([torch.zeros(1), torch.nn.Parameter(torch.zeros(1))]), foreign([torch.nn.Buffer(torch.zeros(1))])
+    ('', '')
+    """
+    for tensor in tensors:
+        if type(tensor) not in (Tensor, torch.nn.Parameter):
+            return f"a {type(tensor).__name__} has its own operations"
+    return ""
 
 
 def _threads(elements: int) -> int:
