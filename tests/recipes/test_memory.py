@@ -31,7 +31,7 @@ else:
         pass
     print(used() - before)
 """  # noqa: E501
-SIZED = ["model.width=256", "model.depth=6", "model.heads=4", "ffn.hidden=704", "data.row=256", "train.batch_size=16"]
+SIZED = ["model.width=256", "model.depth=10", "model.heads=4", "ffn.hidden=704", "data.row=256", "train.batch_size=16"]
 
 
 def found(folder: Path, what: str, *settings: str) -> int:
