@@ -10,7 +10,7 @@ from feedfwd.ffn.kernels import maps
 from feedfwd.ffn.parts import Linear
 from feedfwd.ffn.products import applied, linear, mapped
 
-LACKING = maps.lacks(torch.zeros(maps.LEAST, 32, dtype=torch.bfloat16), [torch.zeros(32, 32)])
+LACKING = maps.lacks_linear(torch.zeros(maps.LEAST, 32, dtype=torch.bfloat16), [torch.zeros(32, 32)])
 in_c = pytest.mark.skipif(bool(LACKING), reason=str(LACKING))
 SIZES = [(64, 32, 32), (79, 96, 160), (257, 64, 32), (300, 416, 96), (700, 544, 64), (1000, 160, 1056)]
 
@@ -161,21 +161,21 @@ def test_a_weight_is_taken_in_the_inputs_precision() -> None:
 
 def test_it_says_what_it_does_not_serve() -> None:
     x, weight = torch.zeros(maps.LEAST, 32, dtype=torch.bfloat16), torch.zeros(64, 32)
-    assert "fewer" in (maps.lacks(x[1:], [weight]) or "")
-    assert "more than" in (maps.lacks(x.repeat(40, 1), [weight]) or "")
-    assert "float32 by float32" in (maps.lacks(x.float(), [weight]) or "")
-    assert "bfloat16 by bfloat16" in (maps.lacks(x, [weight.bfloat16()]) or "")
-    assert "multiples of 32" in (maps.lacks(x, [torch.zeros(65, 32)]) or "")
-    assert "row by row" in (maps.lacks(torch.zeros(32, maps.LEAST, dtype=torch.bfloat16).t(), [weight]) or "")
-    assert "tokens" in (maps.lacks_outer(x[1:], x[1:]) or "")
+    assert "fewer" in (maps.lacks_linear(x[1:], [weight]) or "")
+    assert "more than" in (maps.lacks_linear(x.repeat(40, 1), [weight]) or "")
+    assert "float32" in (maps.lacks_linear(x.float(), [weight]) or "")
+    assert "bfloat16" in (maps.lacks_linear(x, [weight.bfloat16()]) or "")
+    assert "multiples of 32" in (maps.lacks_linear(x, [torch.zeros(65, 32)]) or "")
+    assert "row by row" in (maps.lacks_linear(torch.zeros(32, maps.LEAST, dtype=torch.bfloat16).t(), [weight]) or "")
+    assert "tokens" in (maps.lacks(x[1:], x[1:]) or "")
 
     class Elsewhere(Tensor):
         pass
 
-    assert "Elsewhere" in (maps.lacks(x, [weight.as_subclass(Elsewhere)]) or "")
-    assert "Elsewhere" in (maps.lacks_outer(x.as_subclass(Elsewhere), x) or "")
+    assert "Elsewhere" in (maps.lacks_linear(x, [weight.as_subclass(Elsewhere)]) or "")
+    assert "Elsewhere" in (maps.lacks(x.as_subclass(Elsewhere), x) or "")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = mapped(x, [weight.as_subclass(Elsewhere)], [None])
     assert type(y) is Elsewhere and y.shape == (maps.LEAST, 64)
-    assert "float32" in (maps.lacks_outer(x, x.float()) or "")
-    assert "row by row" in (maps.lacks_outer(x, torch.zeros(4, maps.LEAST, dtype=torch.bfloat16).t()) or "")
+    assert "float32" in (maps.lacks(x, x.float()) or "")
+    assert "row by row" in (maps.lacks(x, torch.zeros(4, maps.LEAST, dtype=torch.bfloat16).t()) or "")

@@ -16,7 +16,7 @@ from feedfwd.ffn.kernels.function import choose
 from feedfwd.ffn.kernels.plan import DTYPES, Path, report, sigma_of
 from feedfwd.ffn.lora_linear import LoRALinear
 from feedfwd.ffn.low_rank import Hidden, low_rank_linear, product_dtype, runs_plain
-from feedfwd.ffn.parts import Linear
+from feedfwd.ffn.parts import Linear, watched
 
 
 class AdaptedDense(DenseFFN):
@@ -103,7 +103,7 @@ def _why_plain(layer: AdaptedFFN, z: Tensor) -> str:
     if sigma_of(activation) is None:
         return f"no kernel is written for {activation}"
     for part in (down, activation, dropout):
-        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
+        if watched(part):
             return f"a hook sits on its {type(part).__name__}, and must see what passes there"
     if z.dtype not in DTYPES:
         return f"no kernel is written for {str(z.dtype).removeprefix('torch.')}"

@@ -31,6 +31,17 @@ class Linear(nn.Linear):
         return f"{super().extra_repr()}, init={self.init}"
 
 
+def watched(module: nn.Module) -> bool:
+    """Whether a hook sits on it, which must see what passes there: then nothing may be computed past its `forward`.
+
+    >>> layer = nn.Linear(1, 1)
+    >>> watched(layer), layer.register_full_backward_pre_hook(lambda *_: None) is None, watched(layer)
+    (False, False, True)
+    """
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return any(hooks)
+
+
 def normalization(name: str | None, width: int, *, batch: bool = False) -> nn.Module:
     """Normalisation by name over the last axis; none at all for None. `batch` allows the one that mixes examples."""
     match name:

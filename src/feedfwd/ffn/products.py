@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from feedfwd.ffn.kernels import maps, pages, plan
 from feedfwd.ffn.kernels.native import foreign
-from feedfwd.ffn.parts import Linear
+from feedfwd.ffn.parts import Linear, watched
 
 LARGE = 2**21  # multiplications from which oneDNN's longer preparation pays
 
@@ -31,7 +31,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     torch.Size([2, 4])
     """
     if weight.dtype != x.dtype:
-        if maps.lacks(x, [weight]) is None:
+        if maps.lacks_linear(x, [weight]) is None:
             return maps.linear(x, [weight], [bias], pages.empty((x.shape[0], weight.shape[0]), like=x))
         weight = weight.to(x.dtype)
     large = x.dtype == torch.float32 and x.shape[0] * weight.numel() >= LARGE
@@ -53,7 +53,7 @@ def mapped(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]
     if plan.enabled() and torch.is_autocast_enabled(x.device.type) and not (recorded or _transformed()):
         x = x.to(torch.get_autocast_dtype(x.device.type))
         x_ND = x.reshape(-1, x.shape[-1])
-        if maps.lacks_outer(x_ND, x_ND) is None and not foreign(weights):
+        if maps.lacks(x_ND) is None and not foreign(weights):
             y: Tensor = Mapped.apply(x_ND, len(weights), *weights, *biases)  # type: ignore[no-untyped-call]
             return y.view(*x.shape[:-1], y.shape[1])
     return F.linear(x, _stacked(weights), None if biases[0] is None else _stacked(biases))
@@ -71,7 +71,7 @@ def _stacked(parts: Sequence[Tensor | None]) -> Tensor:
 
 def applied(layer: nn.Module, x: Tensor) -> Tensor:
     """What `layer` makes of x: by `mapped` where it is a linear map that nothing watches."""
-    if type(layer) is Linear and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks):
+    if type(layer) is Linear and not watched(layer):
         return mapped(x, [layer.weight], [layer.bias])
     y: Tensor = layer(x)
     return y
@@ -84,7 +84,7 @@ class Mapped(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, many: int, *parts: Tensor) -> Tensor:
         weights, biases = list(parts[:many]), list(parts[many:])
         ctx.rows, ctx.dtype = [len(weight) for weight in weights], weights[0].dtype
-        if maps.lacks(x, weights) is None:
+        if maps.lacks_linear(x, weights) is None:
             ctx.save_for_backward(x, *weights)
             return maps.linear(x, weights, biases, pages.empty((len(x), sum(ctx.rows)), like=x))
         weight = _stacked(weights).to(x.dtype)

@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 from feedfwd.ffn import parts
 from feedfwd.ffn.kernels import formulas, plan
 from feedfwd.ffn.kernels.function import choose
+from feedfwd.ffn.kernels.native import foreign
 
 
 class Dropout(nn.Dropout):
@@ -22,7 +23,7 @@ class Dropout(nn.Dropout):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or not self.p:
             return x
-        plainly = x.device.type != "cpu" or x.ndim < 2 or self.inplace or not plan.enabled()
+        plainly = x.device.type != "cpu" or x.ndim < 2 or self.inplace or not plan.enabled() or foreign((x,))
         if plainly or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return super().forward(x)
         return Dropped.apply(x, self.p)  # type: ignore[no-untyped-call]

@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from feedfwd.errors import ConfigError, nearest
 from feedfwd.ffn.kernels import plan
+from feedfwd.ffn.parts import watched
 from feedfwd.models import norms_native
 
 
@@ -78,7 +79,7 @@ class FastRMSNorm(torch.autograd.Function):
 
 def added(norm: nn.Module, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
     """x + branch, and `norm` of it: at one go in C where that serves and nothing watches the norm."""
-    if type(norm) is RMSNorm and not _watched(norm):
+    if type(norm) is RMSNorm and not watched(norm):
         dtype = norm.gives(x)
         alike = branch.dtype == dtype and branch.shape == x.shape
         if alike and norm.is_fast(x) and norms_native.lacks(x, norm.weight, dtype) is None:
@@ -92,17 +93,13 @@ def of_sum(norm: nn.Module, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
 
     That is LayerNorm under autocast, where nothing watches it.
     """
-    if type(norm) is nn.LayerNorm and norm.bias is not None and not _watched(norm):
+    if type(norm) is nn.LayerNorm and norm.bias is not None and not watched(norm):
         alike = x.dtype == torch.float32 and x.shape == branch.shape and branch.dtype == torch.bfloat16
         graded = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         if alike and graded and norms_native.lacks(x, norm.weight, branch.dtype) is None:
             return AddedLayerNorm.apply(x, branch, norm.weight, norm.bias, norm.eps)  # type: ignore[no-untyped-call]
     y = norm(x + branch)
     return y, y
-
-
-def _watched(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
 class AddedLayerNorm(torch.autograd.Function):

@@ -92,7 +92,7 @@ class Chunked(torch.autograd.Function):
                 torch.mm(p_NV, weight, out=dh[part]).mul_(factor_N1)
             if dw is not None:
                 scaled_ND = (h_ND * factor_N1).to(h.dtype)
-                if maps.lacks_outer(p_NV, scaled_ND) is None:
+                if maps.lacks(p_NV, scaled_ND) is None:
                     maps.outer(p_NV, scaled_ND, dw, add=start > 0)
                 elif start:
                     dw += p_NV.t() @ scaled_ND
@@ -123,7 +123,7 @@ def _softmax(p_NV: Tensor, h_ND: Tensor, weight: Tensor, targets_N: Tensor, z_lo
     torch.softmax(p_NV, -1, out=p_NV)
     p_N = p_NV.gather(1, t_N1).squeeze(1).float()
     log_p_N = p_N.log()
-    lost = log_p_N.isinf()  # too improbable for the number format
+    lost = p_N < torch.finfo(torch.float32).tiny  # too improbable for the number format, or for its precision
     if lost.any():
         log_p_N[lost] = F.log_softmax((h_ND[lost] @ weight.t()).float(), -1).gather(1, t_N1[lost]).squeeze(1)
     lse_N = own_N - log_p_N

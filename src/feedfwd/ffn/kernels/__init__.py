@@ -72,7 +72,7 @@ def _run(x: Tensor, first: Tensor, bias: Tensor | None, down: Tensor, down_bias:
         dtype = torch.get_autocast_dtype(device)
         x = x.to(dtype)
         x_ND = x.reshape(-1, x.shape[-1])
-        if torch.compiler.is_compiling() or maps.lacks_outer(x_ND, x_ND) or first.dtype != down.dtype:
+        if torch.compiler.is_compiling() or maps.lacks(x_ND) or first.dtype != down.dtype:
             first, down = first.to(dtype), down.to(dtype)
             bias = None if bias is None else bias.to(dtype)
             down_bias = None if down_bias is None else down_bias.to(dtype)

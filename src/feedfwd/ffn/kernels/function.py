@@ -153,7 +153,7 @@ def _map_gradients(
     dy: Tensor, x: Tensor, dtype: torch.dtype, least: int, biased: bool
 ) -> tuple[Tensor, Tensor | None]:  # (N, A), (N, B) -> (A, B), (A,)
     """The gradients of a map's weight and bias."""
-    if dtype != torch.float32 or maps.lacks_outer(dy, x):
+    if dtype != torch.float32 or maps.lacks(dy, x):
         return _product(dy.t(), x, least=least).to(dtype), dy.sum(0).to(dtype) if biased else None
     shape, like = (dy.shape[1], x.shape[1]), torch.empty(0, dtype=dtype)
     out = pages.warm(shape, like, least)

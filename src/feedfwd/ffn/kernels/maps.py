@@ -1,10 +1,10 @@
 """The three products of a linear map under bf16 autocast on a CPU: y = x Wᵀ + b, ∂x = ∂y W, ∂W = ∂yᵀ x.
 
 Libraries take a copy of W in bf16, lay it out anew for the processor's tiles (AMX) in every product, and give ∂W in
-bf16, of which autograd makes fp32; of some hundred tokens that is more than half of the time. `maps.c` rounds and lays
-out W in one sweep, and writes ∂W as it was added up. For ∂W it also turns a stretch of ∂y where it is needed, which
-libraries do at a half to two thirds of the rate of other products. It is compiled at first use (see `compiler`), and
-only where there are tiles: without them torch is as fast.
+bf16, of which autograd makes fp32; for some hundred tokens the copies alone cost a tenth to a quarter of what the
+products do. `maps.c` rounds and lays out W in one sweep, and writes ∂W as it was added up. For ∂W it also turns a
+stretch of ∂y where it is needed, which libraries do at a half to two thirds of the rate of other products. It is
+compiled at first use (see `compiler`), and only where there are tiles: without them torch is as fast.
 """
 
 # T tokens, N outputs, K inputs
@@ -26,45 +26,43 @@ ALONE = 1 << 20  # multiply-adds: below, waking a second thread costs more than 
 EVEN = 32  # what inputs and outputs must be multiples of
 
 
-def lacks(x: Tensor, weights: Sequence[Tensor]) -> str | None:
-    """Why the compiled `linear` can't serve for x (T, K) and weights (N, K), as they lie or turned; None where it does.
+def lacks(*factors: Tensor) -> str | None:
+    """Why nothing here can serve for factors with a row a token, such as x (T, K) and ∂y (T, N); None where it does.
 
-    >>> lacks(torch.zeros(8, 2), [torch.zeros(3, 2)])
+    >>> lacks(torch.zeros(8, 2))
     'fewer than 64 tokens'
     """
-    if not LEAST <= len(x) <= MOST:
-        return f"fewer than {LEAST} tokens" if len(x) < LEAST else f"more than {MOST:,} tokens"
-    if reason := foreign((x, *weights)):
-        return reason
-    if x.stride(1) != 1:
-        return "a matrix doesn't lie row by row"
-    for weight in weights:
-        if x.device.type != "cpu" or x.dtype != torch.bfloat16 or weight.dtype != torch.float32:
-            return f"maps in C take bf16 by fp32 on a CPU, not {_short(x)} by {_short(weight)} on {x.device.type}"
-        if not (weight.is_contiguous() or weight.t().is_contiguous()):
-            return "a matrix doesn't lie row by row"
-        if any(size % EVEN for size in weight.shape):
-            return f"a weight {tuple(weight.shape)} is not of multiples of {EVEN}"
-    return _compiled()[1] or None
-
-
-def lacks_outer(a: Tensor, b: Tensor) -> str | None:
-    """Why the compiled `outer` can't serve; None where it does."""
-    if len(a) < LEAST:
+    if len(factors[0]) < LEAST:
         return f"fewer than {LEAST} tokens"
-    if reason := foreign((a, b)):
+    if reason := foreign(factors):
         return reason
-    for x in (a, b):
+    for x in factors:
         if x.device.type != "cpu" or x.dtype != torch.bfloat16:
-            return f"the product in C is of bf16 on a CPU, not {_short(x)} on {x.device.type}"
+            return f"maps in C take tokens in bf16 on a CPU, not {_short(x)} on {x.device.type}"
         if x.stride(1) != 1:
             return "a factor doesn't lie row by row"
     return _compiled()[1] or None
 
 
+def lacks_linear(x: Tensor, weights: Sequence[Tensor]) -> str | None:
+    """Why `linear` can't serve for x (T, K) and weights (N, K), as they lie or turned; None where it does."""
+    if reason := lacks(x) or foreign(weights):
+        return reason
+    if len(x) > MOST:
+        return f"more than {MOST:,} tokens"
+    for weight in weights:
+        if weight.dtype != torch.float32:
+            return f"maps in C take weights in fp32, not {_short(weight)}"
+        if not (weight.is_contiguous() or weight.t().is_contiguous()):
+            return "a weight doesn't lie row by row"
+        if any(size % EVEN for size in weight.shape):
+            return f"a weight {tuple(weight.shape)} is not of multiples of {EVEN}"
+    return None
+
+
 def taken(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Weight and bias as products with x take them: as they are where `linear` serves, else in x's precision."""
-    if lacks(x, [weight]) is None:
+    if lacks_linear(x, [weight]) is None:
         return weight, bias
     return weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
 
@@ -92,14 +90,14 @@ def _compiled() -> tuple[ctypes.CDLL | None, str]:
 
 
 def linear(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], out: Tensor) -> Tensor:
-    """x weightᵀ + bias for x (T, K) of weights stacked one below the other, into `out` (T, N); where `lacks` is silent.
+    """x weightᵀ + bias for x (T, K) of weights stacked, into `out` (T, N); where `lacks_linear` is silent.
 
     For ∂x = ∂y W the weights are Wᵀ, without biases: those that were stacked are then side by side.
     """
     found, _ = _compiled()
     assert found is not None and out.is_contiguous()
     as_it_lies = weights[0].is_contiguous()
-    biases = [None if bias is None else bias.float() for bias in biases]  # kept here until all is done
+    biases = [None if bias is None else bias.float().contiguous() for bias in biases]  # kept here until all is done
     parts = [
         Stacked(w.data_ptr(), None if b is None else b.data_ptr(), w.shape[0] if as_it_lies else w.shape[1])
         for w, b in zip(weights, biases, strict=True)
@@ -113,7 +111,7 @@ def linear(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]
 
 
 def outer(a: Tensor, b: Tensor, out: Tensor, *, add: bool = False, sums: Tensor | None = None) -> Tensor:
-    """aᵀ b for a (T, N) and b (T, K), in fp32 into `out` (N, K) or added to it; where `lacks_outer` is silent.
+    """aᵀ b for a (T, N) and b (T, K), in fp32 into `out` (N, K) or added to it; where `lacks` is silent.
 
     `sums` (N,) takes those of a's columns: of ∂y, the bias's gradient.
     """

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from feedfwd.ffn.activations import ReLU2
 from feedfwd.ffn.kernels.formulas import SIGMA
 from feedfwd.ffn.kernels.function import Form, choose
-from feedfwd.ffn.parts import Linear
+from feedfwd.ffn.parts import Linear, watched
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 _NAMES: dict[type[nn.Module], str] = {
@@ -97,7 +97,7 @@ def why_plain(layer: Any, x: Tensor) -> str:
         if type(linear) not in (Linear, nn.Linear):
             return f"{type(linear).__name__} in place of a plain linear map"
     for part in (*linears, activation, dropout):
-        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
+        if watched(part):
             return f"a hook sits on its {type(part).__name__}, and must see what passes there"
     for tensor in (x, first, second):
         if type(tensor) not in (Tensor, nn.Parameter):
