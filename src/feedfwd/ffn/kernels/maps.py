@@ -32,21 +32,12 @@ def lacks(*factors: Tensor) -> str | None:
     >>> lacks(torch.zeros(8, 2))
     'fewer than 64 tokens'
     """
-    if len(factors[0]) < LEAST:
-        return f"fewer than {LEAST} tokens"
-    if reason := foreign(factors):
-        return reason
-    for x in factors:
-        if x.device.type != "cpu" or x.dtype != torch.bfloat16:
-            return f"maps in C take tokens in bf16 on a CPU, not {_short(x)} on {x.device.type}"
-        if x.stride(1) != 1:
-            return "a factor doesn't lie row by row"
-    return _compiled()[1] or None
+    return _unfit(factors) or _compiled()[1] or None
 
 
 def lacks_linear(x: Tensor, weights: Sequence[Tensor]) -> str | None:
     """Why `linear` can't serve for x (T, K) and weights (N, K), as they lie or turned; None where it does."""
-    if reason := lacks(x) or foreign(weights):
+    if reason := _unfit((x,)) or foreign(weights):
         return reason
     if len(x) > MOST:
         return f"more than {MOST:,} tokens"
@@ -57,7 +48,20 @@ def lacks_linear(x: Tensor, weights: Sequence[Tensor]) -> str | None:
             return "a weight doesn't lie row by row"
         if any(size % EVEN for size in weight.shape):
             return f"a weight {tuple(weight.shape)} is not of multiples of {EVEN}"
-    return None
+    return _compiled()[1] or None
+
+
+def _unfit(factors: Sequence[Tensor]) -> str:
+    if len(factors[0]) < LEAST:
+        return f"fewer than {LEAST} tokens"
+    if reason := foreign(factors):
+        return reason
+    for x in factors:
+        if x.device.type != "cpu" or x.dtype != torch.bfloat16:
+            return f"maps in C take tokens in bf16 on a CPU, not {_short(x)} on {x.device.type}"
+        if x.stride(1) != 1:
+            return "a factor doesn't lie row by row"
+    return ""
 
 
 def taken(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
