@@ -278,9 +278,9 @@ INLINE void turn_words(__m512i v[16]) {
 /* to (columns, rows) ← from (rows, columns)ᵀ, 32 rows by 32 columns at a time; of `to` 32 columns at a time are written, with
    zeros beyond the last. */
 static __attribute__((unused)) void turn(const num *from, long ldfrom, long rows, long columns, num *to, long ldto) {
-  for (long c = 0; c < columns; c += 32) {
-    const __mmask32 own = columns - c < 32 ? (__mmask32)((1u << (columns - c)) - 1) : 0xffffffffu;
-    for (long r = 0; r < rows; r += 32) {
+  for (long r = 0; r < rows; r += 32)
+    for (long c = 0; c < columns; c += 32) {
+      const __mmask32 own = columns - c < 32 ? (__mmask32)((1u << (columns - c)) - 1) : 0xffffffffu;
       __m512i first[16], second[16]; /* of every eight columns the first four, and the others */
 #pragma GCC unroll 16
       for (int i = 0; i < 16; i++) {
@@ -299,7 +299,6 @@ static __attribute__((unused)) void turn(const num *from, long ldfrom, long rows
         if (at + 4 < columns) _mm512_storeu_si512(to + (at + 4) * ldto + r, second[i]);
       }
     }
-  }
 }
 #endif
 

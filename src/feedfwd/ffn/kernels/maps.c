@@ -1,52 +1,87 @@
 /* The three products of a linear map of T tokens by tiles (AMX). Tokens are bf16 and weights fp32 throughout: a weight is
    rounded as it is packed, and its gradient is stored as it was added up, so that no copy of either in bf16 is ever made.
-   Results don't depend on the number of threads. */
+
+   All three are C = A B, with B packed into panels of 32 columns. A thread takes a part of C: it packs as many of its columns of B
+   as stay in its second cache, then takes 32 rows after 32 rows, all panels of each. So A stays in the nearest cache, and C is
+   written along its rows, which a processor foresees; down its columns it waits for memory longer than it multiplies. Results
+   don't depend on the number of threads. */
 #include "lanes.c"
-#include <omp.h>
 
-/* --- y = x Wᵀ + b and ∂x = ∂y W: a thread takes some tokens and all weights, a panel at a time, so that what it writes is what
-   it reads in the next sweep; where tokens are few it takes some panels ------------------------------------------------- */
+#define ROWS (2 * SIDE)
+#define BLOCK (ROWS * PANEL)
+#define HELD (800 << 10) /* numbers of B at a time */
 
-#define OWN 128    /* tokens of a thread, at least */
-#define TOKENS 256 /* that are worked on at a time */
+/* Columns of B at a time, where it is so many rows deep: parts of about one size. */
+static long held(long deep, long columns) {
+  const long most = HELD / deep / PANEL * PANEL, parts = most > PANEL ? (columns + most - 1) / most : (columns + PANEL - 1) / PANEL;
+  return UP((columns + parts - 1) / parts, PANEL);
+}
 
-/* A panel of Wᵀ for W (·, K): `width` rows of W side by side. */
-static void pack_turned_weights(const float *w, long K, long width, word *b) {
-  for (long k = 0; k < K; k += 32)
-    for (long i = 0; i < width; i += 16) {
+/* A thread's part of C, and how many there are down and across. */
+typedef struct {
+  long down, across, rows, columns; /* rows and columns of a part, but of the last ones */
+} grid;
+
+/* The grid whose parts take least, where 32 rows of A take `of_rows` to prepare and 32 columns of B `of_columns`, beside the 3
+   of their product: about a cycle for each number that both are deep. */
+static grid grid_of(long rows, long columns, long of_rows, long of_columns, int threads) {
+  grid best = {0};
+  long least = 0;
+  const long high = (rows + ROWS - 1) / ROWS, wide = (columns + PANEL - 1) / PANEL;
+  for (long down = 1; down <= threads; down++) {
+    if (threads % down) continue;
+    const long across = threads / down, r = (high + down - 1) / down, c = (wide + across - 1) / across;
+    const long cost = r * c * 3 + r * of_rows + c * of_columns;
+    if (!least || cost < least) least = cost, best = (grid){down, across, r * ROWS, c * PANEL};
+  }
+  return best;
+}
+
+/* --- y = x Wᵀ + b and ∂x = ∂y W ---------------------------------------------------------------------------------------- */
+
+/* A panel of Wᵀ for W (·, K): 32 rows of W side by side. */
+static void pack_turned_weights(const float *w, long K, word *b) {
+  for (long i = 0; i < PANEL; i += 16)
+    for (long k = 0; k < K; k += 32) {
       __m512i v[16];
 #pragma GCC unroll 16
       for (int r = 0; r < 16; r++) {
         const float *row = w + (i + r) * K + k;
+        _mm_prefetch((const char *)(row + 16 * K), _MM_HINT_T0);
+        _mm_prefetch((const char *)(row + 16 * K + 16), _MM_HINT_T0);
         v[r] = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(row + 16), _mm512_loadu_ps(row));
       }
       turn_words(v);
 #pragma GCC unroll 16
-      for (int p = 0; p < 16; p++) memcpy(b + (k / 2 + p) * width + i, &v[p], sizeof(v[p]));
+      for (int p = 0; p < 16; p++) memcpy(b + (k / 2 + p) * PANEL + i, &v[p], sizeof(v[p]));
     }
 }
 
-/* A panel of W (K, N) from where w points on. */
-static void pack_weights(const float *w, long N, long K, long width, word *b) {
+/* Two rows of W (·, N), side by side in as many panels as `columns` fill, each `of_panel` words after the other. */
+static void pack_weights(const float *w, long N, long columns, word *b, long of_panel) {
   const __m512i together = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5,
                                             20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-  for (long k = 0; k < K; k += 2, b += width)
-    for (long i = 0; i < width; i += 16) {
-      const float *upper = w + k * N + i;
-      const __m512bh both = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(upper + N), _mm512_loadu_ps(upper));
-      const __m512i words = _mm512_permutexvar_epi16(together, (__m512i)both);
-      memcpy(b + i, &words, sizeof(words));
-    }
+  for (long j = 0; j < columns; j += PANEL, b += of_panel)
+#pragma GCC unroll 8
+    for (long k = 0; k < 8; k++)
+#pragma GCC unroll 2
+      for (long i = 0; i < PANEL; i += 16) {
+        const float *upper = w + 2 * k * N + j + i;
+        const __m512bh both = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(upper + N), _mm512_loadu_ps(upper));
+        const __m512i words = _mm512_permutexvar_epi16(together, (__m512i)both);
+        memcpy(b + k * PANEL + i, &words, sizeof(words));
+      }
 }
 
 /* Sums of some tokens, with the bias, to where they belong. */
-INLINE void finish(const float *sums, long width, const float *bias, num *y, long ldy, long rows) {
-  for (long r = 0; r < rows; r++)
-    for (long c = 0; c < width; c += LANES) {
-      const vec added = bias ? _mm512_loadu_ps(bias + c) : _mm512_setzero_ps();
-      const __m256bh rounded = _mm512_cvtneps_pbh(_mm512_loadu_ps(sums + r * PANEL + c) + added);
-      memcpy(y + r * ldy + c, &rounded, sizeof(rounded));
-    }
+INLINE void finish(const float *sums, const float *bias, num *y, long ldy, long rows) {
+  vec added[VECTORS];
+  for (int c = 0; c < VECTORS; c++) added[c] = bias ? _mm512_loadu_ps(bias + c * LANES) : _mm512_setzero_ps();
+  for (long r = 0; r < rows; r++) {
+    const __m512i rounded = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(sums + r * PANEL + LANES) + added[1],
+                                                         _mm512_loadu_ps(sums + r * PANEL) + added[0]);
+    memcpy(y + r * ldy, &rounded, sizeof(rounded));
+  }
 }
 
 /* Weights of so many rows, one below the other, each with its bias or none. */
@@ -56,89 +91,107 @@ typedef struct {
 } stacked;
 
 typedef struct {
-  const num *x, *last; /* `last`: the tokens that fill no tile, and zeros */
+  const num *x;
   const stacked *weights;
   num *y;
   long ldx, many, T, K, N; /* `many` weights */
   int turned;
 } product;
 
-/* The panel of B that begins at column j. */
-static void pack(const product *t, long j, word *b) {
+/* The weight that holds row `row` of all, which becomes its own. */
+INLINE const stacked *weight_of(const product *t, long *row) {
   const stacked *own = t->weights;
-  long first = 0;
-  if (t->turned) {
-    for (; j - first >= own->rows; own++) first += own->rows;
-    pack_turned_weights(own->weight + (j - first) * t->K, t->K, width_of(t->N, j), b);
-  } else
-    for (; own < t->weights + t->many; b += own->rows / PAIR * width_of(t->N, j), own++)
-      pack_weights(own->weight + j, t->N, own->rows, width_of(t->N, j), b);
+  for (; *row >= own->rows; own++) *row -= own->rows;
+  return own;
 }
 
-/* Tokens i … end times that panel. */
-static void multiply(const product *t, long i, long end, long j, const word *b, float *sums) {
-  const long whole = t->T / SIDE * SIDE, width = width_of(t->N, j);
-  const stacked *own = t->weights;
-  long first = 0;
-  while (t->turned && j - first >= own->rows) first += own++->rows;
-  const float *bias = t->turned && own->bias ? own->bias + j - first : 0;
-  TOUCH;
-  for (long k = 0; k < t->K; k += NEAR)
-    for (long r = i; r < end; r += 2 * SIDE) {
-      const long down = whole - r >= 2 * SIDE ? 2 : 1, deep = t->K - k < NEAR ? t->K - k : NEAR;
-      const word *right = b + k / PAIR * width;
-      float *c = sums + (r - i) * PANEL;
-      if (r < whole) by_tiles(down * SIDE, deep, t->x + r * t->ldx + k, t->ldx, right, width, c, PANEL, k > 0);
-      if (whole < t->T && r <= whole && whole < r + 2 * SIDE)
-        by_tiles(SIDE, deep, t->last + k, t->K, right, width, sums + (whole - i) * PANEL, PANEL, k > 0);
-      if (k + deep == t->K) finish(c, width, bias, t->y + r * t->N + j, t->N, end - r < 2 * SIDE ? end - r : 2 * SIDE);
-    }
-}
-
-/* y (T, N) = x B + bias for x (T, K), where B is Wᵀ for W (N, K), or W (K, N) and no bias. W is stacked of `many`; their rows, K
-   and N are multiples of 32. Not 0 where there is no memory. */
-int map(const num *x, long ldx, const stacked *w, long many, int turned, num *y, long T, long K, long N, int threads) {
-  const long whole = T / SIDE * SIDE, panels = (N + PANEL - 1) / PANEL, of_panel = K / PAIR * PANEL;
-  const long share = T >= OWN * threads ? UP((T + threads - 1) / threads, 2 * SIDE) : T;
-  char *memory = scratch(sizeof(num) * SIDE * K + threads * 4 * (of_panel + TOKENS * PANEL));
+static int map_part(const product *t, long i, long end, long j, long right) {
+  if (i >= end || j >= right) return 0; /* fewer rows or columns than parts */
+  const long K = t->K, wide = held(K, right - j), of_panel = K / PAIR * PANEL;
+  const int parts = K > NEAR; /* of K: then the sums of all panels wait for the next */
+  char *memory = scratch(sizeof(num) * ROWS * K + 4 * wide / PANEL * (of_panel + (parts ? BLOCK : 0)) + 4 * BLOCK);
   if (!memory) return 1;
-  word *packed_of_all = (word *)memory;
-  float *sums_of_all = (float *)(packed_of_all + threads * of_panel);
-  num *last = (num *)(sums_of_all + threads * TOKENS * PANEL);
-  memset(last, 0, sizeof(num) * SIDE * K);
-  for (long i = whole; i < T; i++) memcpy(last + (i - whole) * K, x + i * ldx, sizeof(num) * K);
-  const product t = {x, last, w, y, ldx, many, T, K, N, turned};
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
-    const long own = omp_get_thread_num();
-    word *b = packed_of_all + own * of_panel;
-    float *sums = sums_of_all + own * TOKENS * PANEL;
-    begin_products();
-    if (share < T) {
-      const long end = T < (own + 1) * share ? T : (own + 1) * share;
-      for (long j = 0; j < N && own * share < T; j += PANEL) {
-        pack(&t, j, b);
-        for (long i = own * share; i < end; i += TOKENS) multiply(&t, i, end - i < TOKENS ? end : i + TOKENS, j, b, sums);
+  num *last = (num *)memory; /* the tokens that fill no block, and zeros */
+  word *b = (word *)(last + ROWS * K);
+  float *sums = (float *)(b + wide / PANEL * of_panel);
+  begin_products();
+  for (; j < right; j += wide) {
+    const long here = ((right - j < wide ? right - j : wide)) / PANEL;
+    if (t->turned)
+      for (long p = 0; p < here; p++) {
+        long row = j + p * PANEL;
+        const stacked *own = weight_of(t, &row);
+        pack_turned_weights(own->weight + row * K, K, b + p * of_panel);
       }
-    } else {
-#pragma omp for schedule(dynamic) nowait
-      for (long p = 0; p < panels; p++) {
-        pack(&t, p * PANEL, b);
-        for (long i = 0; i < T; i += TOKENS) multiply(&t, i, T - i < TOKENS ? T : i + TOKENS, p * PANEL, b, sums);
+    else
+      for (long k = 0; k < K; k += 16) {
+        long row = k;
+        const stacked *own = weight_of(t, &row);
+        pack_weights(own->weight + row * t->N + j, t->N, here * PANEL, b + k / PAIR * PANEL, of_panel);
+      }
+    for (long r = i; r < end; r += ROWS) {
+      const long rows = end - r < ROWS ? end - r : ROWS;
+      const num *left = t->x + r * t->ldx;
+      long ldleft = t->ldx;
+      if (rows < ROWS) {
+        memset(last, 0, sizeof(num) * ROWS * K);
+        for (long n = 0; n < rows; n++) memcpy(last + n * K, left + n * ldleft, sizeof(num) * K);
+        left = last, ldleft = K;
+      }
+      for (long k = 0; k < K; k += NEAR) {
+        const long deep = K - k < NEAR ? K - k : NEAR;
+        for (long p = 0; p < here; p++) {
+          float *c = sums + (parts ? p * BLOCK : 0);
+          by_tiles(rows > SIDE ? ROWS : SIDE, deep, left + k, ldleft, b + p * of_panel + k / PAIR * PANEL, PANEL, c, PANEL, k > 0);
+          if (k + deep < K) continue;
+          long row = j + p * PANEL;
+          const float *bias = t->turned ? weight_of(t, &row)->bias : 0;
+          finish(c, bias ? bias + row : 0, t->y + r * t->N + j + p * PANEL, t->N, rows);
+        }
       }
     }
-    end_products();
   }
+  end_products();
   return 0;
 }
 
-/* --- ∂W = ∂yᵀ x: a thread works on a band of its rows. A stretch of ∂y is turned so that its products go along rows, and
-   meets the same stretch of x while both are in the cache; an element is added up stretch by stretch --------------------- */
+/* y (T, N) = x B + bias for x (T, K), where B is Wᵀ for W (N, K), or W (K, N) and no bias. W is stacked of `many`; their rows, K
+   and N are multiples of 32. The number of parts that found no memory. */
+int map(const num *x, long ldx, const stacked *w, long many, int turned, num *y, long T, long K, long N, int threads) {
+  const product t = {x, w, y, ldx, many, T, K, N, turned};
+  const grid g = grid_of(T, N, 6, 16, threads);
+  int failed = 0;
+#pragma omp parallel for schedule(static) num_threads(threads) reduction(+ : failed) if (threads > 1)
+  for (long part = 0; part < threads; part++) {
+    const long i = part / g.across * g.rows, j = part % g.across * g.columns;
+    failed += map_part(&t, i, T < i + g.rows ? T : i + g.rows, j, N < j + g.columns ? N : j + g.columns);
+  }
+  return failed;
+}
 
-#define STRETCH 256 /* of T, */
-#define LINE (STRETCH + 32) /* numbers from one row of what is turned to the next: a power of two would share cache lines */
-#define BAND 256    /* of N and */
-#define ACROSS 1024 /* of K: what is worked on at a time */
+/* --- ∂W = ∂yᵀ x: both are cut into stretches of tokens; an element of ∂W is added up stretch by stretch ----------------------- */
+
+#define STRETCH 256 /* of T, so that a block of rows stays in the nearest cache; no more than */
+#define ALL 512     /* are taken at once, which reads and writes C but once */
+#define TURNED 128 /* rows at a time: of what is turned whole runs of memory are read */
+#define LINE (ALL + 32) /* numbers from one row of what is turned to the next: a power of two would share cache lines */
+
+/* Eight rows of X (·, n), `there` of them there, from word row `p` on into panels of `of_panel` words. */
+static void pack_some(const num *x, long ldx, long there, long n, word *b, long of_panel) {
+  const __m512i first = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4,
+                                         35, 3, 34, 2, 33, 1, 32, 0);
+  const __m512i second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
+  for (long j = 0; j < n; j += PANEL, b += of_panel) {
+    const __mmask32 own = n - j < 32 ? (__mmask32)((1u << (n - j)) - 1) : 0xffffffffu;
+#pragma GCC unroll 4
+    for (long k = 0; k < 4; k++) {
+      const __m512i upper = _mm512_maskz_loadu_epi16(2 * k < there ? own : 0, x + 2 * k * ldx + j);
+      const __m512i lower = _mm512_maskz_loadu_epi16(2 * k + 1 < there ? own : 0, x + (2 * k + 1) * ldx + j);
+      _mm512_storeu_si512(b + k * PANEL, _mm512_permutex2var_epi16(upper, first, lower));
+      _mm512_storeu_si512(b + k * PANEL + 16, _mm512_permutex2var_epi16(upper, second, lower));
+    }
+  }
+}
 
 /* Sums of the rows of what was turned. */
 static void sum_up(const num *turned, long rows, long many, float *sums, int add) {
@@ -153,47 +206,77 @@ static void sum_up(const num *turned, long rows, long many, float *sums, int add
   }
 }
 
-static int band(const num *a, long lda, const num *b, long ldb, long T, long rows, long columns, float *c, long ldc, int add,
-                float *sum) {
-  const long wide = UP(columns, LANES);
-  const int direct = columns == wide; /* else what a panel writes beyond the last column would be another's */
-  char *memory = scratch((direct ? 0 : 4 * rows * wide) + sizeof(num) * rows * LINE + 4 * packed(STRETCH, columns) + 3 * 64);
+typedef struct {
+  const num *a, *b;
+  float *c, *sum;
+  long lda, ldb, T, N, K;
+  int add;
+} gradient;
+
+/* A block of C from its sums, past the caches: it is read when all of the backward is done. */
+static void store_past(const float *sums, float *c, long ldc) {
+  for (long r = 0; r < ROWS; r++)
+    for (long i = 0; i < PANEL; i += LANES) _mm512_stream_ps(c + r * ldc + i, _mm512_load_ps(sums + r * PANEL + i));
+}
+
+/* Rows × columns of C from the sums of a whole block. */
+static void store_part(const float *sums, long rows, long columns, float *c, long ldc, int add) {
+  for (long r = 0; r < rows; r++)
+    for (long i = 0; i < columns; i++) c[r * ldc + i] = (add ? c[r * ldc + i] : 0.0f) + sums[r * PANEL + i];
+}
+
+static int outer_part(const gradient *g, long n, long end, long k, long right) {
+  if (n >= end || k >= right) return 0;
+  const long stretch = g->T > ALL ? STRETCH : g->T, most = UP(stretch, DEPTH);
+  const long wide = held(most, right - k), of_panel = most / PAIR * PANEL;
+  char *memory = scratch(sizeof(num) * TURNED * LINE + 4 * (wide / PANEL * of_panel + BLOCK));
   if (!memory) return 1;
   num *turned = (num *)memory;
-  word *right = (word *)(turned + rows * LINE);
-  float *sums = direct ? c : (float *)(right + packed(STRETCH, columns));
-  for (long t = 0; t < T; t += STRETCH) {
-    const long many = T - t < STRETCH ? T - t : STRETCH, deep = UP(many, PAIR);
-    turn(a + t * lda, lda, many, rows, turned, LINE);
-    if (sum) sum_up(turned, rows, many, sum, t > 0);
-    pack_rows(b + t * ldb, ldb, many, columns, right);
-    for (long j = 0; j < columns; j += PANEL)
-      panel(rows, deep, turned, LINE, right + deep / PAIR * j, width_of(columns, j), sums + j, direct ? ldc : wide,
-            t > 0 || (direct && add));
-  }
-  if (!direct)
-    for (long i = 0; i < rows; i++)
-      for (long j = 0; j < columns; j++) c[i * ldc + j] = (add ? c[i * ldc + j] : 0.0f) + sums[i * wide + j];
+  word *b = (word *)(turned + TURNED * LINE);
+  float *sums = (float *)(b + wide / PANEL * of_panel);
+  const int aligned = ((uintptr_t)g->c & 63) == 0 && g->K % LANES == 0;
+  begin_products();
+  for (long t = 0; t < g->T; t += stretch)
+    for (long j = k; j < right; j += wide) {
+      const long many = g->T - t < stretch ? g->T - t : stretch, deep = UP(many, DEPTH);
+      const long columns = right - j < wide ? right - j : wide;
+      const int add = t > 0 || g->add;
+      for (long r = 0; r < deep; r += 8)
+        pack_some(g->b + (t + r) * g->ldb + j, g->ldb, many - r, columns, b + r / PAIR * PANEL, of_panel);
+      for (long i = n; i < end; i += ROWS) {
+        const long at = (i - n) % TURNED, rows = end - i < ROWS ? end - i : ROWS;
+        const num *left = turned + at * LINE;
+        if (!at) {
+          const long high = end - i < TURNED ? end - i : TURNED;
+          turn(g->a + t * g->lda + i, g->lda, many, high, turned, LINE);
+          if (g->sum && j == 0) sum_up(turned, high, many, g->sum + i, t > 0);
+        }
+        for (long p = 0; p * PANEL < columns; p++) {
+          const long own = columns - p * PANEL < PANEL ? columns - p * PANEL : PANEL;
+          const int whole = rows == ROWS && own == PANEL, past = whole && aligned && !add;
+          float *c = g->c + i * g->K + j + p * PANEL;
+          if (whole && !past) by_tiles(ROWS, deep, left, LINE, b + p * of_panel, PANEL, c, g->K, add);
+          else by_tiles(ROWS, deep, left, LINE, b + p * of_panel, PANEL, sums, PANEL, 0);
+          if (past) store_past(sums, c, g->K);
+          else if (!whole) store_part(sums, rows, own, c, g->K, add);
+        }
+      }
+    }
+  _mm_sfence(); /* what went past the caches is there for other threads */
+  end_products();
   return 0;
 }
 
-/* C = Aᵀ B or C += Aᵀ B for A (T, N) and B (T, K), and unless null the sums of A's columns. The number of bands that found no
+/* C = Aᵀ B or C += Aᵀ B for A (T, N) and B (T, K), and unless null the sums of A's columns. The number of parts that found no
    memory. */
 int outer(const num *a, long lda, const num *b, long ldb, float *c, int add, float *sum, long T, long N, long K, int threads) {
+  const gradient t = {a, b, c, sum, lda, ldb, T, N, K, add};
+  const grid g = grid_of(N, K, 16, 8, threads);
   int failed = 0;
-  const long share = (N + threads - 1) / threads, bands = (share + BAND - 1) / BAND; /* of a thread, all alike */
-  const long high = UP((share + bands - 1) / bands, 2 * SIDE);
-  const long down = (N + high - 1) / high, across = (K + ACROSS - 1) / ACROSS;
-#pragma omp parallel num_threads(threads) reduction(+ : failed) if (threads > 1)
-  {
-    begin_products();
-#pragma omp for schedule(dynamic) nowait
-    for (long i = 0; i < down * across; i++) {
-      const long n = i / across * high, k = i % across * ACROSS;
-      failed += band(a + n, lda, b + k, ldb, T, N - n < high ? N - n : high, K - k < ACROSS ? K - k : ACROSS, c + n * K + k, K, add,
-                     sum && k == 0 ? sum + n : 0);
-    }
-    end_products();
+#pragma omp parallel for schedule(static) num_threads(threads) reduction(+ : failed) if (threads > 1)
+  for (long part = 0; part < threads; part++) {
+    const long n = part / g.across * g.rows, k = part % g.across * g.columns;
+    failed += outer_part(&t, n, N < n + g.rows ? N : n + g.rows, k, K < k + g.columns ? K : k + g.columns);
   }
   return failed;
 }
