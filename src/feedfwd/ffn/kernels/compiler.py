@@ -19,8 +19,8 @@ import torch
 
 # The vector units that torch itself uses here, so that ATEN_CPU_CAPABILITY holds for what is compiled too.
 UNITS = {"AVX512": ("-march=x86-64-v4", "-mprefer-vector-width=512"), "AVX2": ("-march=x86-64-v3",)}
-SHARED = Path(__file__).with_name("lanes.c")  # which the others include
-FLAGS = (f"-I{SHARED.parent}", "-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
+SHARED = [Path(__file__).with_name(name) for name in ("lanes.c", "activations.c")]  # which the others include
+FLAGS = (f"-I{SHARED[0].parent}", "-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 
 
 @functools.cache
@@ -31,7 +31,7 @@ def library(source: Path, definitions: tuple[str, ...] = ()) -> tuple[ctypes.CDL
         return None, reason
     command = (*command, *definitions)
     try:
-        texts = (path.read_text("utf-8") for path in (source, SHARED))
+        texts = (path.read_text("utf-8") for path in (source, *SHARED))
         key = hashlib.sha256("\0".join((*command, platform.machine(), *texts)).encode()).hexdigest()
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "feedfwd" / "kernels"
         target = folder / f"{key[:32]}.so"

@@ -60,7 +60,12 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """y (..., D), and what the backward needs besides x: z (N, M), or a where σ' follows from it."""
     passes = choose(form.sigma, x.dtype, x.device.type)[0]
-    z_NM = _linear(_rows(x), first, bias)
+    x_ND = _rows(x)
+    if _bends(x_ND, first, dropout, form):
+        z_NM, a_NH = (pages.empty((len(x_ND), width), like=x) for width in (first.shape[0], down.shape[1]))
+        maps.bent(x_ND, first, bias, z_NM, a_NH, form.sigma)
+        return _linear(a_NH, down, down_bias, (*x.shape[:-1], down.shape[0])), z_NM
+    z_NM = _linear(x_ND, first, bias)
     if form.gated:
         a_NH = pages.empty((z_NM.shape[0], down.shape[1]), like=x)
         passes.gated_forward(z_NM, a_NH, dropout)
@@ -93,13 +98,15 @@ def backward(
         if form.from_output:
             passes.dense_forward(kept, kept, dropout)
     grads: list[Tensor | None] = [None] * 5
-    da_NH = _product(dy_ND, down)
-    if form.from_output:
-        a_NH, dz_NM = kept, da_NH
+    if _bends(dy_ND, down, dropout, form):
+        a_NH, dz_NM = pages.empty((len(dy_ND), down.shape[1]), like=x), kept
+        maps.bent_back(dy_ND, down, kept, a_NH, form.sigma)
+    elif form.from_output:
+        a_NH, dz_NM = kept, _product(dy_ND, down)
         passes.output_backward(a_NH, dz_NM, dropout.scale if dropout else 1.0)
     else:
-        a_NH, dz_NM = da_NH, kept
-        (passes.gated_backward if form.gated else passes.dense_backward)(kept, da_NH, dropout)
+        a_NH, dz_NM = _product(dy_ND, down), kept  # of which the first is da until the pass has read it
+        (passes.gated_backward if form.gated else passes.dense_backward)(kept, a_NH, dropout)
     # Of few tokens, writing the weights' gradients is most of the work: memory that malloc has just got back from
     # anyone is likelier still in the cache than pages of our own.
     least = pages.LEAST if x_ND.shape[0] >= FEW else pages.HEAP
@@ -107,7 +114,7 @@ def backward(
         grads[3], grads[4] = _map_gradients(dy_ND, a_NH, dtype, least, needs[4])
     elif needs[4]:
         grads[4] = dy_ND.sum(0).to(dtype)
-    del a_NH, da_NH
+    del a_NH
     if needs[1]:
         grads[1], grads[2] = _map_gradients(dz_NM, x_ND, dtype, least, needs[2])
     elif needs[2]:
@@ -115,6 +122,12 @@ def backward(
     if needs[0]:
         grads[0] = _product(dz_NM, first, x.shape, slack=4)  # in da's memory where that is idle: the peak is here
     return grads
+
+
+def _bends(x: Tensor, weight: Tensor, dropout: Dropout | None, form: Form) -> bool:
+    """Whether the product of x, or of dy, with this weight bends what it adds up itself."""
+    plain = dropout is None and not form.from_output and weight.dtype != x.dtype
+    return plain and maps.bends(x, weight, form.sigma)
 
 
 def _rows(x: Tensor) -> Tensor:  # (..., D) -> (N, D)

@@ -232,7 +232,7 @@ INLINE void end_products(void) {}
 #endif
 
 /* A (m, k) times one panel of B, so many words wide. k is a multiple of PAIR. Between begin_products and end_products. */
-static __attribute__((noinline)) void panel(long m, long k, const num *a, long lda, const word *b, long width, float *c,
+static __attribute__((noinline, unused)) void panel(long m, long k, const num *a, long lda, const word *b, long width, float *c,
                                             long ldc, int add) {
 #ifdef AMX
   const long down = m / SIDE * SIDE, deep = k / DEPTH * DEPTH;

@@ -4,12 +4,19 @@
    All three are C = A B, with B packed into panels of 32 columns. A thread takes a part of C: it packs as many of its columns of B
    as stay in its second cache, then takes 32 rows after 32 rows, all panels of each. So A stays in the nearest cache, and C is
    written along its rows, which a processor foresees; down its columns it waits for memory longer than it multiplies. Results
-   don't depend on the number of threads. */
+   don't depend on the number of threads.
+
+   Compiled for one activation (-DSIGMA=silu) it holds the two products of a feed-forward layer that the activation meets, which
+   bend what they have added up before it leaves the nearest cache. */
 #include "lanes.c"
+#ifdef SIGMA
+#include "activations.c"
+#endif
 
 #define ROWS (2 * SIDE)
 #define BLOCK (ROWS * PANEL)
-#define HELD (800 << 10) /* numbers of B at a time */
+#define HELD (400 << 10) /* numbers of B at a time */
+#define DEEP 256         /* of those rows of A and columns of B at a time that the nearest cache can't hold */
 
 /* Columns of B at a time, where it is so many rows deep: parts of about one size. */
 static long held(long deep, long columns) {
@@ -73,15 +80,16 @@ static void pack_weights(const float *w, long N, long columns, word *b, long of_
       }
 }
 
+/* A row of 32 numbers, rounded. */
+INLINE void put(vec first, vec second, num *to) {
+  const __m512i rounded = (__m512i)_mm512_cvtne2ps_pbh(second, first);
+  memcpy(to, &rounded, sizeof(rounded));
+}
+
 /* Sums of some tokens, with the bias, to where they belong. */
 INLINE void finish(const float *sums, const float *bias, num *y, long ldy, long rows) {
-  vec added[VECTORS];
-  for (int c = 0; c < VECTORS; c++) added[c] = bias ? _mm512_loadu_ps(bias + c * LANES) : _mm512_setzero_ps();
-  for (long r = 0; r < rows; r++) {
-    const __m512i rounded = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(sums + r * PANEL + LANES) + added[1],
-                                                         _mm512_loadu_ps(sums + r * PANEL) + added[0]);
-    memcpy(y + r * ldy, &rounded, sizeof(rounded));
-  }
+  const vec none = _mm512_setzero_ps(), first = bias ? vector(bias) : none, second = bias ? vector(bias + LANES) : none;
+  for (long r = 0; r < rows; r++) put(vector(sums + r * PANEL) + first, vector(sums + r * PANEL + LANES) + second, y + r * ldy);
 }
 
 /* Weights of so many rows, one below the other, each with its bias or none. */
@@ -90,11 +98,14 @@ typedef struct {
   long rows;
 } stacked;
 
+/* What becomes of the sums: y; or z and a = σ(z), where gated of two sums; or of the sums, ∂a, and z both a and ∂z. */
+enum { Y, BENT, BENT_BACK };
+
 typedef struct {
   const num *x;
   const stacked *weights;
-  num *y;
-  long ldx, many, T, K, N; /* `many` weights */
+  num *y, *z, *a;
+  long ldx, many, T, K, N, ldz; /* `many` weights */
   int turned;
 } product;
 
@@ -105,21 +116,70 @@ INLINE const stacked *weight_of(const product *t, long *row) {
   return own;
 }
 
-static int map_part(const product *t, long i, long end, long j, long right) {
+INLINE const float *bias_of(const product *t, long row) {
+  const stacked *own = weight_of(t, &row);
+  return t->turned && own->bias ? own->bias + row : 0;
+}
+
+#ifdef SIGMA
+/* A row of z to where it belongs, past the caches where that can be: it is read in the backward. */
+INLINE void keep(const num *row, num *z) {
+  __m512i v;
+  memcpy(&v, row, sizeof(v));
+  if ((uintptr_t)z % sizeof(v)) memcpy(z, &v, sizeof(v));
+  else _mm512_stream_si512((__m512i *)z, v);
+}
+
+/* z, for gated layers gate and up, from the sums of some tokens, and a. */
+INLINE void bend(const int gated, const float *sums, const float *bias, const float *up_bias, num *z, num *up, long ldz, num *a,
+                 long lda, long rows) {
+  for (long r = 0; r < rows; r++, sums += PANEL, z += ldz, up += ldz, a += lda) {
+    num own[PANEL], of_up[PANEL];
+    float bent[PANEL];
+    finish(sums, bias, own, 0, 1);
+    if (gated) finish(sums + BLOCK, up_bias, of_up, 0, 1);
+    for (long j = 0; j < PANEL; j++) bent[j] = SIGMA(load(own[j])).value * (gated ? load(of_up[j]) : 1.0f);
+    keep(own, z);
+    if (gated) keep(of_up, up);
+    put(vector(bent), vector(bent + LANES), a);
+  }
+}
+
+/* From ∂a: a, and ∂z over z. */
+INLINE void bend_back(const int gated, const float *sums, num *z, num *up, long ldz, num *a, long lda, long rows) {
+  for (long r = 0; r < rows; r++, sums += PANEL, z += ldz, up += ldz, a += lda) {
+    float bent[PANEL], of_z[PANEL], of_up[PANEL];
+    for (long j = 0; j < PANEL; j++) {
+      const float y = gated ? load(up[j]) : 1.0f;
+      const both s = SIGMA(load(z[j]));
+      bent[j] = s.value * y;
+      of_z[j] = sums[j] * y * s.slope;
+      of_up[j] = sums[j] * s.value;
+    }
+    put(vector(bent), vector(bent + LANES), a);
+    put(vector(of_z), vector(of_z + LANES), z);
+    if (gated) put(vector(of_up), vector(of_up + LANES), up);
+  }
+}
+#endif
+
+INLINE int map_part(const int end_as, const int gated, const product *t, long i, long end, long j, long right) {
   if (i >= end || j >= right) return 0; /* fewer rows or columns than parts */
-  const long K = t->K, wide = held(K, right - j), of_panel = K / PAIR * PANEL;
-  const int parts = K > NEAR; /* of K: then the sums of all panels wait for the next */
-  char *memory = scratch(sizeof(num) * ROWS * K + 4 * wide / PANEL * (of_panel + (parts ? BLOCK : 0)) + 4 * BLOCK);
+  const int sides = gated && end_as == BENT ? 2 : 1; /* sums of which a takes one */
+  const long K = t->K, N = t->N, of_panel = K / PAIR * PANEL, wide = held(sides * K, right - j);
+  const long chunk = K > NEAR ? DEEP : K; /* in parts, the sums of all panels wait for the next */
+  const long blocks = wide / PANEL * sides, waiting = K > NEAR ? blocks : sides;
+  char *memory = scratch(sizeof(num) * ROWS * K + 4 * (blocks * of_panel + waiting * BLOCK));
   if (!memory) return 1;
   num *last = (num *)memory; /* the tokens that fill no block, and zeros */
   word *b = (word *)(last + ROWS * K);
-  float *sums = (float *)(b + wide / PANEL * of_panel);
+  float *sums = (float *)(b + blocks * of_panel);
   begin_products();
   for (; j < right; j += wide) {
-    const long here = ((right - j < wide ? right - j : wide)) / PANEL;
+    const long here = (right - j < wide ? right - j : wide) / PANEL;
     if (t->turned)
-      for (long p = 0; p < here; p++) {
-        long row = j + p * PANEL;
+      for (long p = 0; p < here * sides; p++) {
+        long row = j + p / sides * PANEL + p % sides * N;
         const stacked *own = weight_of(t, &row);
         pack_turned_weights(own->weight + row * K, K, b + p * of_panel);
       }
@@ -127,7 +187,7 @@ static int map_part(const product *t, long i, long end, long j, long right) {
       for (long k = 0; k < K; k += 16) {
         long row = k;
         const stacked *own = weight_of(t, &row);
-        pack_weights(own->weight + row * t->N + j, t->N, here * PANEL, b + k / PAIR * PANEL, of_panel);
+        pack_weights(own->weight + row * N + j, N, here * PANEL, b + k / PAIR * PANEL, of_panel);
       }
     for (long r = i; r < end; r += ROWS) {
       const long rows = end - r < ROWS ? end - r : ROWS;
@@ -138,35 +198,73 @@ static int map_part(const product *t, long i, long end, long j, long right) {
         for (long n = 0; n < rows; n++) memcpy(last + n * K, left + n * ldleft, sizeof(num) * K);
         left = last, ldleft = K;
       }
-      for (long k = 0; k < K; k += NEAR) {
-        const long deep = K - k < NEAR ? K - k : NEAR;
+      for (long k = 0; k < K; k += chunk)
         for (long p = 0; p < here; p++) {
-          float *c = sums + (parts ? p * BLOCK : 0);
-          by_tiles(rows > SIDE ? ROWS : SIDE, deep, left + k, ldleft, b + p * of_panel + k / PAIR * PANEL, PANEL, c, PANEL, k > 0);
+          const long deep = K - k < chunk ? K - k : chunk, column = j + p * PANEL;
+          float *c = sums + (K > NEAR ? p * sides * BLOCK : 0);
+          if (end_as == BENT_BACK) /* what of z comes next: its rows lie too far apart to be foreseen */
+            for (long n = 0; n < rows; n++) {
+              const num *z = t->z + (r + n) * t->ldz + column + PANEL;
+              _mm_prefetch((const char *)z, _MM_HINT_T1);
+              if (gated) _mm_prefetch((const char *)(z + N), _MM_HINT_T1);
+            }
+          for (int side = 0; side < sides; side++)
+            by_tiles(rows > SIDE ? ROWS : SIDE, deep, left + k, ldleft, b + (p * sides + side) * of_panel + k / PAIR * PANEL, PANEL,
+                     c + side * BLOCK, PANEL, k > 0);
           if (k + deep < K) continue;
-          long row = j + p * PANEL;
-          const float *bias = t->turned ? weight_of(t, &row)->bias : 0;
-          finish(c, bias ? bias + row : 0, t->y + r * t->N + j + p * PANEL, t->N, rows);
+          if (end_as == Y) finish(c, bias_of(t, column), t->y + r * N + column, N, rows);
+#ifdef SIGMA
+          num *z = t->z + r * t->ldz + column, *a = t->a + r * N + column;
+          if (end_as == BENT)
+            bend(gated, c, bias_of(t, column), gated ? bias_of(t, column + N) : 0, z, z + N, t->ldz, a, N, rows);
+          if (end_as == BENT_BACK) bend_back(gated, c, z, z + N, t->ldz, a, N, rows);
+#endif
         }
-      }
     }
   }
+  if (end_as == BENT) _mm_sfence(); /* what went past the caches is there for other threads */
   end_products();
   return 0;
 }
 
-/* y (T, N) = x B + bias for x (T, K), where B is Wᵀ for W (N, K), or W (K, N) and no bias. W is stacked of `many`; their rows, K
-   and N are multiples of 32. The number of parts that found no memory. */
-int map(const num *x, long ldx, const stacked *w, long many, int turned, num *y, long T, long K, long N, int threads) {
-  const product t = {x, w, y, ldx, many, T, K, N, turned};
-  const grid g = grid_of(T, N, 6, 16, threads);
+/* All parts; the number of those that found no memory. */
+static int multiply(const product *t, const int end_as, const int gated, int threads) {
+  const grid g = grid_of(t->T, t->N, 6, 16, threads);
   int failed = 0;
 #pragma omp parallel for schedule(static) num_threads(threads) reduction(+ : failed) if (threads > 1)
   for (long part = 0; part < threads; part++) {
     const long i = part / g.across * g.rows, j = part % g.across * g.columns;
-    failed += map_part(&t, i, T < i + g.rows ? T : i + g.rows, j, N < j + g.columns ? N : j + g.columns);
+    const long end = t->T < i + g.rows ? t->T : i + g.rows, right = t->N < j + g.columns ? t->N : j + g.columns;
+#ifndef SIGMA
+    failed += map_part(Y, 0, t, i, end, j, right);
+#else
+    if (end_as == BENT) failed += gated ? map_part(BENT, 1, t, i, end, j, right) : map_part(BENT, 0, t, i, end, j, right);
+    else failed += gated ? map_part(BENT_BACK, 1, t, i, end, j, right) : map_part(BENT_BACK, 0, t, i, end, j, right);
+#endif
   }
   return failed;
+}
+
+#ifdef SIGMA
+/* a (T, N) = σ(z), z = x Wᵀ + bias for W (N, K); or a = σ(g) ⊙ u, z = [g | u] = x Wᵀ + bias for W (2N, K). */
+int bent(const num *x, long ldx, const float *w, const float *bias, int gated, num *z, num *a, long T, long K, long N, int threads) {
+  const stacked weight = {w, bias, gated ? 2 * N : N};
+  const product t = {x, &weight, 0, z, a, ldx, 1, T, K, N, weight.rows, 1};
+  return multiply(&t, BENT, gated, threads);
+}
+
+/* Backwards: with ∂a (T, N) = ∂y W for ∂y (T, K), W (K, N) and z as above, a again, and ∂z in z's place. */
+int bent_back(const num *dy, long ldy, const float *w, int gated, num *z, num *a, long T, long K, long N, int threads) {
+  const stacked weight = {w, 0, K};
+  const product t = {dy, &weight, 0, z, a, ldy, 1, T, K, N, gated ? 2 * N : N, 0};
+  return multiply(&t, BENT_BACK, gated, threads);
+}
+#else
+/* y (T, N) = x B + bias for x (T, K), where B is Wᵀ for W (N, K), or W (K, N) and no bias. W is stacked of `many`; their rows, K
+   and N are multiples of 32. */
+int map(const num *x, long ldx, const stacked *w, long many, int turned, num *y, long T, long K, long N, int threads) {
+  const product t = {x, w, y, 0, 0, ldx, many, T, K, N, 0, turned};
+  return multiply(&t, Y, 0, threads);
 }
 
 /* --- ∂W = ∂yᵀ x: both are cut into stretches of tokens; an element of ∂W is added up stretch by stretch ----------------------- */
@@ -262,7 +360,7 @@ static int outer_part(const gradient *g, long n, long end, long k, long right) {
         }
       }
     }
-  _mm_sfence(); /* what went past the caches is there for other threads */
+  _mm_sfence();
   end_products();
   return 0;
 }
@@ -280,3 +378,4 @@ int outer(const num *a, long lda, const num *b, long ldb, float *c, int add, flo
   }
   return failed;
 }
+#endif

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from feedfwd.ffn.kernels.compiler import library
-from feedfwd.ffn.kernels.native import foreign, products, tiles
+from feedfwd.ffn.kernels.native import SIGMA, foreign, products, tiles
 
 LEAST = 64  # tokens; of fewer torch's products are as fast
-MOST = 2048  # tokens of `linear`: of more the copy of W costs little, and torch's products by it are faster
 ALONE = 1 << 20  # multiply-adds: below, waking a second thread costs more than it saves
 EVEN = 32  # what inputs and outputs must be multiples of
+NO_MEMORY = "a linear map found no memory for what it works on"
 
 
 def lacks(*factors: Tensor) -> str | None:
@@ -39,8 +39,6 @@ def lacks_linear(x: Tensor, weights: Sequence[Tensor]) -> str | None:
     """Why `linear` can't serve for x (T, K) and weights (N, K), as they lie or turned; None where it does."""
     if reason := _unfit((x,)) or foreign(weights):
         return reason
-    if len(x) > MOST:
-        return f"more than {MOST:,} tokens"
     for weight in weights:
         if weight.dtype != torch.float32:
             return f"maps in C take weights in fp32, not {_short(weight)}"
@@ -78,18 +76,24 @@ class Stacked(ctypes.Structure):
 
 
 @functools.cache
-def _compiled() -> tuple[ctypes.CDLL | None, str]:
+def _compiled(sigma: str = "") -> tuple[ctypes.CDLL | None, str]:
+    """The products, or those that `sigma` meets; or why there are none."""
     definitions, reason = products(torch.bfloat16)
     if reason:
         return None, reason
     if not (faster := tiles(torch.bfloat16)):
         return None, "this CPU multiplies no tiles"
-    found, reason = library(Path(__file__).with_name("maps.c"), (*definitions, *faster))
+    bending = (f"-DSIGMA={sigma}",) if sigma else ()
+    found, reason = library(Path(__file__).with_name("maps.c"), (*definitions, *faster, *bending))
     if found is not None:
         pointer, number, whole = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
         sizes = (number, number, number, whole)
-        found.map.argtypes = (pointer, number, pointer, number, whole, pointer, *sizes)
-        found.outer.argtypes = (pointer, number, pointer, number, pointer, whole, pointer, *sizes)
+        if sigma:
+            found.bent.argtypes = (pointer, number, pointer, pointer, whole, pointer, pointer, *sizes)
+            found.bent_back.argtypes = (pointer, number, pointer, whole, pointer, pointer, *sizes)
+        else:
+            found.map.argtypes = (pointer, number, pointer, number, whole, pointer, *sizes)
+            found.outer.argtypes = (pointer, number, pointer, number, pointer, whole, pointer, *sizes)
     return found, reason
 
 
@@ -110,8 +114,35 @@ def linear(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]
     (T, K), N = x.shape, out.shape[-1]
     where = x.data_ptr(), x.stride(0), ctypes.addressof(together), len(parts), as_it_lies, out.data_ptr()
     if found.map(*where, T, K, N, _threads(T * K * N)):
-        raise MemoryError("a linear map found no memory for what it works on")
+        raise MemoryError(NO_MEMORY)
     return out
+
+
+def bends(x: Tensor, weight: Tensor, sigma: str) -> bool:
+    """Whether `bent` can serve for x and this weight, or `bent_back` for ∂y and this weight."""
+    fit = sigma in SIGMA and weight.is_contiguous() and lacks_linear(x, [weight]) is None
+    return fit and _compiled(sigma)[0] is not None
+
+
+def bent(x: Tensor, weight: Tensor, bias: Tensor | None, z: Tensor, a: Tensor, sigma: str) -> None:
+    """z = x weightᵀ + bias into `z` (T, M), and σ(z) into `a` (T, H): where M = 2H, σ of the first half times the other."""
+    found, _ = _compiled(sigma)
+    bias = None if bias is None else bias.float().contiguous()
+    (T, K), H = x.shape, a.shape[1]
+    factors = x.data_ptr(), x.stride(0), weight.data_ptr(), None if bias is None else bias.data_ptr()
+    assert found is not None and z.is_contiguous() and a.is_contiguous() and weight.is_contiguous()
+    if found.bent(*factors, z.shape[1] > H, z.data_ptr(), a.data_ptr(), T, K, H, _threads(T * K * z.shape[1])):
+        raise MemoryError(NO_MEMORY)
+
+
+def bent_back(dy: Tensor, weight: Tensor, z: Tensor, a: Tensor, sigma: str) -> None:
+    """With ∂a = dy weight for dy (T, D) and weight (D, H): ∂z over `z` as `bent` left it, and `a` (T, H) once more."""
+    found, _ = _compiled(sigma)
+    (T, D), H = dy.shape, a.shape[1]
+    assert found is not None and z.is_contiguous() and a.is_contiguous() and weight.is_contiguous()
+    factors = dy.data_ptr(), dy.stride(0), weight.data_ptr()
+    if found.bent_back(*factors, z.shape[1] > H, z.data_ptr(), a.data_ptr(), T, D, H, _threads(T * D * H)):
+        raise MemoryError(NO_MEMORY)
 
 
 def outer(a: Tensor, b: Tensor, out: Tensor, *, add: bool = False, sums: Tensor | None = None) -> Tensor:
@@ -125,7 +156,7 @@ def outer(a: Tensor, b: Tensor, out: Tensor, *, add: bool = False, sums: Tensor 
     factors = a.data_ptr(), a.stride(0), b.data_ptr(), b.stride(0)
     into = out.data_ptr(), add, None if sums is None else sums.data_ptr()
     if found.outer(*factors, *into, T, N, K, _threads(T * N * K)):
-        raise MemoryError("a weight's gradient found no memory for what it works on")
+        raise MemoryError(NO_MEMORY)
     return out
 
 
