@@ -17,6 +17,7 @@
 #define BLOCK (ROWS * PANEL)
 #define HELD (400 << 10) /* numbers of B at a time */
 #define DEEP 256         /* of those rows of A and columns of B at a time that the nearest cache can't hold */
+#define LINE (NEAR + 32) /* numbers from one row to the next of what is copied there: of a power of two, rows share cache lines */
 
 /* Columns of B at a time, where it is so many rows deep: parts of about one size. */
 static long held(long deep, long columns) {
@@ -169,10 +170,10 @@ INLINE int map_part(const int end_as, const int gated, const product *t, long i,
   const long K = t->K, N = t->N, of_panel = K / PAIR * PANEL, wide = held(sides * K, right - j);
   const long chunk = K > NEAR ? DEEP : K; /* in parts, the sums of all panels wait for the next */
   const long blocks = wide / PANEL * sides, waiting = K > NEAR ? blocks : sides;
-  char *memory = scratch(sizeof(num) * ROWS * K + 4 * (blocks * of_panel + waiting * BLOCK));
+  char *memory = scratch(sizeof(num) * ROWS * LINE + 4 * (blocks * of_panel + waiting * BLOCK));
   if (!memory) return 1;
-  num *last = (num *)memory; /* the tokens that fill no block, and zeros */
-  word *b = (word *)(last + ROWS * K);
+  num *copy = (num *)memory;
+  word *b = (word *)(copy + ROWS * LINE);
   float *sums = (float *)(b + blocks * of_panel);
   begin_products();
   for (; j < right; j += wide) {
@@ -191,16 +192,15 @@ INLINE int map_part(const int end_as, const int gated, const product *t, long i,
       }
     for (long r = i; r < end; r += ROWS) {
       const long rows = end - r < ROWS ? end - r : ROWS;
-      const num *left = t->x + r * t->ldx;
-      long ldleft = t->ldx;
-      if (rows < ROWS) {
-        memset(last, 0, sizeof(num) * ROWS * K);
-        for (long n = 0; n < rows; n++) memcpy(last + n * K, left + n * ldleft, sizeof(num) * K);
-        left = last, ldleft = K;
-      }
-      for (long k = 0; k < K; k += chunk)
+      for (long k = 0; k < K; k += chunk) {
+        const long deep = K - k < chunk ? K - k : chunk;
+        const int copied = K <= NEAR || rows < ROWS; /* reading whole rows once is faster than as tiles want them */
+        const num *left = copied ? copy : t->x + r * t->ldx + k;
+        for (long n = 0; copied && n < ROWS; n++)
+          if (n < rows) memcpy(copy + n * LINE, t->x + (r + n) * t->ldx + k, sizeof(num) * deep);
+          else memset(copy + n * LINE, 0, sizeof(num) * deep);
         for (long p = 0; p < here; p++) {
-          const long deep = K - k < chunk ? K - k : chunk, column = j + p * PANEL;
+          const long column = j + p * PANEL;
           float *c = sums + (K > NEAR ? p * sides * BLOCK : 0);
           if (end_as == BENT_BACK) /* what of z comes next: its rows lie too far apart to be foreseen */
             for (long n = 0; n < rows; n++) {
@@ -209,7 +209,7 @@ INLINE int map_part(const int end_as, const int gated, const product *t, long i,
               if (gated) _mm_prefetch((const char *)(z + N), _MM_HINT_T1);
             }
           for (int side = 0; side < sides; side++)
-            by_tiles(rows > SIDE ? ROWS : SIDE, deep, left + k, ldleft, b + (p * sides + side) * of_panel + k / PAIR * PANEL, PANEL,
+            by_tiles(rows > SIDE ? ROWS : SIDE, deep, left, copied ? LINE : t->ldx, b + (p * sides + side) * of_panel + k / PAIR * PANEL, PANEL,
                      c + side * BLOCK, PANEL, k > 0);
           if (k + deep < K) continue;
           if (end_as == Y) finish(c, bias_of(t, column), t->y + r * N + column, N, rows);
@@ -220,6 +220,7 @@ INLINE int map_part(const int end_as, const int gated, const product *t, long i,
           if (end_as == BENT_BACK) bend_back(gated, c, z, z + N, t->ldz, a, N, rows);
 #endif
         }
+      }
     }
   }
   if (end_as == BENT) _mm_sfence(); /* what went past the caches is there for other threads */
@@ -270,9 +271,8 @@ int map(const num *x, long ldx, const stacked *w, long many, int turned, num *y,
 /* --- ∂W = ∂yᵀ x: both are cut into stretches of tokens; an element of ∂W is added up stretch by stretch ----------------------- */
 
 #define STRETCH 256 /* of T, so that a block of rows stays in the nearest cache; no more than */
-#define ALL 512     /* are taken at once, which reads and writes C but once */
+#define ALL NEAR    /* are taken at once, which reads and writes C but once */
 #define TURNED 128 /* rows at a time: of what is turned whole runs of memory are read */
-#define LINE (ALL + 32) /* numbers from one row of what is turned to the next: a power of two would share cache lines */
 
 /* Eight rows of X (·, n), `there` of them there, from word row `p` on into panels of `of_panel` words. */
 static void pack_some(const num *x, long ldx, long there, long n, word *b, long of_panel) {
