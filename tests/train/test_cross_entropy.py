@@ -37,6 +37,22 @@ def test_it_is_the_formula(by: str, z_loss: float, dtype: torch.dtype, monkeypat
     assert calls == ([7, 7, 7, 7, 7, 5] if by == "C" else [])
 
 
+@pytest.mark.parametrize("tokens", [64, 300])
+def test_it_is_the_formula_where_products_take_weights_as_they_are(tokens: int) -> None:
+    torch.manual_seed(0)
+    h, w = 2 * torch.randn(tokens, 64), torch.randn(96, 64)
+    targets, shares = torch.randint(0, 96, (tokens,)), torch.rand(tokens) / tokens
+    inputs = [h.requires_grad_(), w.requires_grad_()]
+    exact = [x.detach().bfloat16().double().requires_grad_() for x in inputs]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = linear_cross_entropy(h, w, targets, shares)
+    wanted = plain(*exact, targets, shares.double())
+    assert float(found.detach()) == pytest.approx(float(wanted.detach()), rel=0.01)
+    for ours, right in zip(torch.autograd.grad(found, inputs), torch.autograd.grad(wanted, exact), strict=True):
+        assert ours.dtype == torch.float32
+        assert (ours.double() - right).norm() < 0.02 * right.norm()
+
+
 @pytest.mark.skipif(bool(MISSING), reason=str(MISSING))
 def test_the_threads_change_nothing_and_no_target_lies_beyond(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(softmax_native, "ALONE", 1)

@@ -22,6 +22,7 @@ from feedfwd.train.loop import shares_of
 from feedfwd.train.losses import Loss
 
 LOGITS = 2**23  # held at a time
+APART = 32  # numbers between rows of logits: at a power of two apart, they would share the lines of a CPU's caches
 MOST = 0.9  # of the tokens: if more of them count, the others are kept too
 
 
@@ -73,12 +74,13 @@ class Chunked(torch.autograd.Function):
     def forward(ctx: Any, h: Tensor, weight: Tensor, targets: Tensor, shares: Tensor, z_loss: float) -> Tensor:
         needs_h, needs_w = ctx.needs_input_grad[:2]
         ctx.dtype = weight.dtype
-        weight = weight.to(h.dtype)
+        ours, weight = weight, weight.to(h.dtype)
         dh = pages.empty(h.shape, like=h) if needs_h else None
         dw = torch.empty(weight.shape, dtype=torch.float32, device=h.device) if needs_w else None
         total = torch.zeros((), dtype=torch.float32, device=h.device)
         many = max(1, min(len(h), LOGITS // len(weight)))
-        buffer = pages.empty((many, len(weight)), like=h)
+        apart = APART if softmax_native.lacks(h) is None else 0
+        buffer = pages.empty((many, len(weight) + apart), like=h)[:, : len(weight)]
         if dw is not None and not len(h):
             dw.zero_()
         for start in range(0, len(h), many):
@@ -89,7 +91,11 @@ class Chunked(torch.autograd.Function):
             total += (s_N * (z_loss * lse_N.square() - log_p_N)).sum()
             factor_N1 = (s_N * (1 + 2 * z_loss * lse_N)).unsqueeze(1)
             if dh is not None:
-                torch.mm(p_NV, weight, out=dh[part]).mul_(factor_N1)
+                if maps.lacks_linear(p_NV, [ours.t()]) is None:
+                    maps.linear(p_NV, [ours.t()], [None], dh[part])
+                else:
+                    torch.mm(p_NV, weight, out=dh[part])
+                dh[part].mul_(factor_N1)
             if dw is not None:
                 scaled_ND = (h_ND * factor_N1).to(h.dtype)
                 if maps.lacks(p_NV, scaled_ND) is None:

@@ -4,11 +4,11 @@
      lse = log Σ_v exp logit_v,  c = 1 + 2 z lse,  logit_v ← p_v - [v = target] / c  with  p_v = exp(logit_v - lse) */
 #include "lanes.c"
 
-/* log_p (N): of the targets. */
-void softmax(num *logits, const int64_t *targets, float *lse, float *log_p, float z, long N, long V, int threads) {
+/* Rows lie ld numbers apart; log_p (N): of the targets. */
+void softmax(num *logits, long ld, const int64_t *targets, float *lse, float *log_p, float z, long N, long V, int threads) {
 #pragma omp parallel for num_threads(threads) if (threads > 1)
   for (long i = 0; i < N; i++) {
-    num *row = logits + i * V;
+    num *row = logits + i * ld;
     float largest = -INFINITY, sum = 0.0f;
 #pragma omp simd reduction(max : largest)
     for (long v = 0; v < V; v++) largest = load(row[v]) > largest ? load(row[v]) : largest;

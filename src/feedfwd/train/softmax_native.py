@@ -39,19 +39,19 @@ def _compiled(dtype: torch.dtype) -> tuple[ctypes.CDLL | None, str]:
     found, reason = library(Path(__file__).with_name("softmax.c"), DTYPES[dtype])
     if found is not None:
         pointer, number = ctypes.c_void_p, ctypes.c_long
-        found.softmax.argtypes = (*(pointer,) * 4, ctypes.c_float, number, number, ctypes.c_int)
+        found.softmax.argtypes = (pointer, number, *(pointer,) * 3, ctypes.c_float, number, number, ctypes.c_int)
     return found, reason
 
 
 def softmax(logits: Tensor, targets: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
     """Puts p - [v = target] / (1 + 2 z lse) in place of the logits (N, V); gives lse and log p of the targets, (N,)."""
     found, _ = _compiled(logits.dtype)
-    assert found is not None and logits.is_contiguous()
+    assert found is not None and logits.stride(1) == 1
     N, V = logits.shape
     if N and not 0 <= int(targets.min()) <= int(targets.max()) < V:  # C would write elsewhere
         raise IndexError(f"targets from {int(targets.min())} to {int(targets.max())} among {V} tokens")
     lse, log_p = torch.empty(N), torch.empty(N)
     threads = torch.get_num_threads() if logits.numel() >= ALONE else 1
-    pointers = (x.data_ptr() for x in (logits, targets.contiguous(), lse, log_p))
-    found.softmax(*pointers, z_loss, N, V, threads)
+    others = (x.data_ptr() for x in (targets.contiguous(), lse, log_p))
+    found.softmax(logits.data_ptr(), logits.stride(0), *others, z_loss, N, V, threads)
     return lse, log_p
