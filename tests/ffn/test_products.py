@@ -81,7 +81,7 @@ def test_a_product_bends_what_it_adds_up(size: tuple[int, int, int], gated: bool
     x, dy, down = torch.randn(T, K).bfloat16(), torch.randn(T, K).bfloat16(), torch.randn(K, H)
     weight, bias = torch.randn(M, K) / K**0.5, torch.randn(M) if biased else None
     found_z, found_a = torch.empty(T, M).bfloat16(), torch.empty(T, H).bfloat16()
-    assert maps.bends(x, weight, sigma)
+    assert maps.bends(x, weight, H, sigma)
     maps.bent(x, weight, bias, found_z, found_a, sigma)
     z = maps.linear(x, [weight], [bias], torch.empty(T, M).bfloat16())
     assert torch.equal(found_z, z)
@@ -207,4 +207,5 @@ def test_it_says_what_it_does_not_serve() -> None:
         y = mapped(x, [weight.as_subclass(Elsewhere)], [None])
     assert type(y) is Elsewhere and y.shape == (maps.LEAST, 64)
     assert "float32" in (maps.lacks(x, x.float()) or "")
+    assert not maps.bends(x, torch.zeros(96, 32), 48, "silu")  # though its rows are a multiple of 32
     assert "row by row" in (maps.lacks(x, torch.zeros(4, maps.LEAST, dtype=torch.bfloat16).t()) or "")

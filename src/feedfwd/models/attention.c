@@ -61,8 +61,16 @@ static void turned(const task *t, const num *x, long stride, long first, long co
       continue;
     }
     const float *c = t->cos + (first + i) * half, *s = t->sin + (first + i) * half;
-    for (long d = 0; d < half; d++) o[d] = store(load(a[d]) * c[d] - load(b[d]) * s[d]);
-    for (long d = 0; d < half; d++) o[half + d] = store(load(b[d]) * c[d] + load(a[d]) * s[d]);
+    long d = 0;
+#ifdef ROUNDS
+    for (; d + LANES <= half; d += LANES) {
+      const vec first = widened(a + d), second = widened(b + d), cosine = vector(c + d), sine = vector(s + d);
+      put(first * cosine - second * sine, o + d);
+      put(second * cosine + first * sine, o + half + d);
+    }
+#endif
+    for (long e = d; e < half; e++) o[e] = store(load(a[e]) * c[e] - load(b[e]) * s[e]);
+    for (long e = d; e < half; e++) o[half + e] = store(load(b[e]) * c[e] + load(a[e]) * s[e]);
   }
   memset(out + count * t->width, 0, (with_zeros - count) * t->width * sizeof(num));
 }
@@ -75,8 +83,16 @@ static void turned_back(const task *t, const float *x, long token, num *out) {
     return;
   }
   const float *c = t->cos + token * half, *s = t->sin + token * half;
-  for (long d = 0; d < half; d++) out[d] = store(x[d] * c[d] + x[half + d] * s[d]);
-  for (long d = 0; d < half; d++) out[half + d] = store(x[half + d] * c[d] - x[d] * s[d]);
+  long d = 0;
+#ifdef ROUNDS
+  for (; d + LANES <= half; d += LANES) {
+    const vec first = vector(x + d), second = vector(x + half + d), cosine = vector(c + d), sine = vector(s + d);
+    put(first * cosine + second * sine, out + d);
+    put(second * cosine - first * sine, out + half + d);
+  }
+#endif
+  for (long e = d; e < half; e++) out[e] = store(x[e] * c[e] + x[half + e] * s[e]);
+  for (long e = d; e < half; e++) out[half + e] = store(x[half + e] * c[e] - x[e] * s[e]);
 }
 
 /* -infinity where one doesn't see the other: outside first … end, or in another document. s begins at `at`. */
@@ -96,6 +112,41 @@ INLINE long panels(long wanted, long there) { return UP(wanted, PANEL) < there ?
 INLINE float power(float x) {
   float e = exponential(x);
   return x < -86.0f ? 0.0f : e;
+}
+
+/* From scores of one query, what they count: exp(score scale - shift) as products take it, and their sum. */
+INLINE float weigh(const float *scores, long width, float scale, float shift, num *out) {
+  vec added = {0.0f};
+  for (long j = 0; j < width; j += LANES) {
+#ifdef ROUNDS
+    const vec e = power_of_two(vector(scores + j) * (scale * LOG2E) - shift * LOG2E);
+    put(e, out + j);
+#else
+    vec e;
+    for (long l = 0; l < LANES; l++) e[l] = power(scores[j + l] * scale - shift);
+    for (long l = 0; l < LANES; l++) out[j + l] = store(e[l]);
+#endif
+    added += e;
+  }
+  return total_of(added);
+}
+
+/* From scores of one key and ∂P: P, for which `base` has each query's log-sum, and dS, for which `mean` has the rest. */
+INLINE void weigh_back(const float *scores, const float *back, const float *base, const float *mean, float scale, long width,
+                       num *p, num *ds) {
+#ifdef ROUNDS
+  for (long j = 0; j < width; j += LANES) {
+    const vec e = power_of_two((vector(scores + j) * scale - vector(base + j)) * LOG2E);
+    put(e, p + j);
+    put(e * ((vector(back + j) - vector(mean + j)) * scale), ds + j);
+  }
+#else
+  for (long j = 0; j < width; j++) {
+    float e = power(scores[j] * scale - base[j]);
+    p[j] = store(e);
+    ds[j] = store(e * (back[j] - mean[j]) * scale);
+  }
+#endif
 }
 
 static int forward_head(const task *t, long row, long head, num *y, float *lse) {
@@ -124,20 +175,13 @@ static int forward_head(const task *t, long row, long head, num *y, float *lse) 
         panel(rows, D, q, D, keys + (k0 + j) * (D / PAIR), width_of(padded, k0 + j), s + j, KEYS, 0);
       for (long i = 0; i < rows; i++) {
         float *scores = s + i * KEYS, largest = most[i];
-        vec added = {0.0f};
-        num *out = p + i * KEYS;
         hide(t, scores, k0, width, first_key(t, q0 + i), end_of_keys(t, q0 + i), documents, q0 + i);
 #pragma omp simd reduction(max : largest)
         for (long j = 0; j < width; j++) largest = scores[j] > largest ? scores[j] : largest;
         const float shift = largest == -INFINITY ? 0.0f : largest * scale;
-        for (long j = 0; j < width; j++) {
-          float e = power(scores[j] * scale - shift);
-          scores[j] = e;
-          out[j] = store(e);
-        }
-        for (long j = 0; j < width; j += LANES) added += vector(scores + j);
+        const float added = weigh(scores, width, scale, shift, p + i * KEYS);
         const float before = k0 == low ? 0.0f : power(most[i] * scale - shift);
-        total[i] = total[i] * before + total_of(added);
+        total[i] = total[i] * before + added;
         most[i] = largest;
         if (k0 != low)
           for (long d = 0; d < wide; d++) sum[i * wide + d] *= before;
@@ -223,14 +267,9 @@ static int backward_head(const task *t, long row, long kv_head, const num *y, co
           panel(rows, D, value + k0 * t->stride[V], t->stride[V], dyt + (q0 + j) * (D / PAIR), own, dp + j, QUERIES, 0);
         }
         for (long i = 0; i < rows; i++) {
-          float *scores = s + i * QUERIES, *back = dp + i * QUERIES;
-          num *p_out = p + i * QUERIES, *ds_out = ds + i * QUERIES;
+          float *scores = s + i * QUERIES;
           hide(t, scores, q0, width, first_query(t, k0 + i), end_of_queries(t, k0 + i), documents, k0 + i);
-          for (long j = 0; j < width; j++) {
-            float e = power(scores[j] * scale - base[q0 + j]);
-            p_out[j] = store(e);
-            ds_out[j] = store(e * (back[j] - mean[q0 + j]) * scale);
-          }
+          weigh_back(scores, dp + i * QUERIES, base + q0, mean + q0, scale, width, p + i * QUERIES, ds + i * QUERIES);
         }
         const long own = UP(T - q0 < width ? T - q0 : width, PAIR);
         for (long d = 0; d < D; d += PANEL) {

@@ -71,6 +71,23 @@ INLINE vec spread(const num *a) {
   return _mm512_castsi512_ps(_mm512_set1_epi32(both));
 }
 INLINE vec dot(vec sum, vec a, vec b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
+#define ROUNDS /* the processor rounds vectors to bf16 */
+#define LOG2E 1.44269504f
+/* 2^x to a relative error of 3e-6, enough for what is rounded to bf16; where that is no normal number, 0. */
+INLINE vec power_of_two(vec x) {
+  const vec k = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), f = x - k;
+  const vec p = (((0.0095701003f * f + 0.0559178591f) * f + 0.2402474433f) * f + 0.6931217909f) * f + 0.9999992847f;
+  return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ), p, k);
+}
+INLINE vec widened(const num *x) { /* 16 numbers as fp32, */
+  __m256i v;
+  memcpy(&v, x, sizeof(v));
+  return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16);
+}
+INLINE void put(vec x, num *to) { /* and back */
+  const __m256bh rounded = _mm512_cvtneps_pbh(x);
+  memcpy(to, &rounded, sizeof(rounded));
+}
 INLINE word pair(num upper, num lower) { return (word)upper | (word)lower << 16; }
 #elif !defined(BF16)
 #define PRODUCTS
@@ -101,11 +118,15 @@ INLINE vec vector(const float *x) {
 
 /* What a vector adds up to: the compiler's own way adds number after number. */
 INLINE float total_of(vec v) {
+#ifdef ROUNDS
+  return _mm512_reduce_add_ps(v);
+#else
   float x[LANES];
   memcpy(x, &v, sizeof(v));
   for (int half = LANES / 2; half; half /= 2)
     for (int i = 0; i < half; i++) x[i] += x[i + half];
   return x[0];
+#endif
 }
 
 #define UP(x, to) (((x) + (to) - 1) / (to) * (to))

@@ -82,7 +82,7 @@ static void pack_weights(const float *w, long N, long columns, word *b, long of_
 }
 
 /* A row of 32 numbers, rounded. */
-INLINE void put(vec first, vec second, num *to) {
+INLINE void put_both(vec first, vec second, num *to) {
   const __m512i rounded = (__m512i)_mm512_cvtne2ps_pbh(second, first);
   memcpy(to, &rounded, sizeof(rounded));
 }
@@ -90,7 +90,7 @@ INLINE void put(vec first, vec second, num *to) {
 /* Sums of some tokens, with the bias, to where they belong. */
 INLINE void finish(const float *sums, const float *bias, num *y, long ldy, long rows) {
   const vec none = _mm512_setzero_ps(), first = bias ? vector(bias) : none, second = bias ? vector(bias + LANES) : none;
-  for (long r = 0; r < rows; r++) put(vector(sums + r * PANEL) + first, vector(sums + r * PANEL + LANES) + second, y + r * ldy);
+  for (long r = 0; r < rows; r++) put_both(vector(sums + r * PANEL) + first, vector(sums + r * PANEL + LANES) + second, y + r * ldy);
 }
 
 /* Weights of so many rows, one below the other, each with its bias or none. */
@@ -142,7 +142,7 @@ INLINE void bend(const int gated, const float *sums, const float *bias, const fl
     for (long j = 0; j < PANEL; j++) bent[j] = SIGMA(load(own[j])).value * (gated ? load(of_up[j]) : 1.0f);
     keep(own, z);
     if (gated) keep(of_up, up);
-    put(vector(bent), vector(bent + LANES), a);
+    put_both(vector(bent), vector(bent + LANES), a);
   }
 }
 
@@ -157,9 +157,9 @@ INLINE void bend_back(const int gated, const float *sums, num *z, num *up, long 
       of_z[j] = sums[j] * y * s.slope;
       of_up[j] = sums[j] * s.value;
     }
-    put(vector(bent), vector(bent + LANES), a);
-    put(vector(of_z), vector(of_z + LANES), z);
-    if (gated) put(vector(of_up), vector(of_up + LANES), up);
+    put_both(vector(bent), vector(bent + LANES), a);
+    put_both(vector(of_z), vector(of_z + LANES), z);
+    if (gated) put_both(vector(of_up), vector(of_up + LANES), up);
   }
 }
 #endif

@@ -118,9 +118,9 @@ def linear(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]
     return out
 
 
-def bends(x: Tensor, weight: Tensor, sigma: str) -> bool:
-    """Whether `bent` can serve for x and this weight, or `bent_back` for ∂y and this weight."""
-    fit = sigma in SIGMA and weight.is_contiguous() and lacks_linear(x, [weight]) is None
+def bends(x: Tensor, weight: Tensor, hidden: int, sigma: str) -> bool:
+    """Whether `bent` can serve for x, this weight and so wide an `a`, or `bent_back` for ∂y and this weight."""
+    fit = sigma in SIGMA and hidden % EVEN == 0 and weight.is_contiguous() and lacks_linear(x, [weight]) is None
     return fit and _compiled(sigma)[0] is not None
 
 
