@@ -10,6 +10,7 @@
    bend what they have added up before it leaves the nearest cache. */
 #include "lanes.c"
 #ifdef SIGMA
+#define IN_VECTORS
 #include "activations.c"
 #endif
 
@@ -81,16 +82,20 @@ static void pack_weights(const float *w, long N, long columns, word *b, long of_
       }
 }
 
-/* A row of 32 numbers, rounded. */
-INLINE void put_both(vec first, vec second, num *to) {
-  const __m512i rounded = (__m512i)_mm512_cvtne2ps_pbh(second, first);
-  memcpy(to, &rounded, sizeof(rounded));
+/* 32 numbers as bf16, and the first and second half of them as fp32. */
+INLINE __m512i rounded(vec first, vec second) { return (__m512i)_mm512_cvtne2ps_pbh(second, first); }
+INLINE vec first_of(__m512i v) { return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(v)), 16); }
+INLINE vec second_of(__m512i v) { return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(v, 1)), 16); }
+
+/* Such sums of a token, with the bias. */
+INLINE __m512i biased(const float *sums, const float *bias) {
+  const vec none = _mm512_setzero_ps(), first = bias ? vector(bias) : none, second = bias ? vector(bias + LANES) : none;
+  return rounded(vector(sums) + first, vector(sums + LANES) + second);
 }
 
-/* Sums of some tokens, with the bias, to where they belong. */
+/* Sums of some tokens to where they belong. */
 INLINE void finish(const float *sums, const float *bias, num *y, long ldy, long rows) {
-  const vec none = _mm512_setzero_ps(), first = bias ? vector(bias) : none, second = bias ? vector(bias + LANES) : none;
-  for (long r = 0; r < rows; r++) put_both(vector(sums + r * PANEL) + first, vector(sums + r * PANEL + LANES) + second, y + r * ldy);
+  for (long r = 0; r < rows; r++) _mm512_storeu_si512(y + r * ldy, biased(sums + r * PANEL, bias));
 }
 
 /* Weights of so many rows, one below the other, each with its bias or none. */
@@ -123,11 +128,9 @@ INLINE const float *bias_of(const product *t, long row) {
 }
 
 #ifdef SIGMA
-/* A row of z to where it belongs, past the caches where that can be: it is read in the backward. */
-INLINE void keep(const num *row, num *z) {
-  __m512i v;
-  memcpy(&v, row, sizeof(v));
-  if ((uintptr_t)z % sizeof(v)) memcpy(z, &v, sizeof(v));
+/* z to where it belongs, past the caches where that can be: it is read in the backward. */
+INLINE void keep(__m512i v, num *z) {
+  if ((uintptr_t)z % sizeof(v)) _mm512_storeu_si512(z, v);
   else _mm512_stream_si512((__m512i *)z, v);
 }
 
@@ -135,31 +138,30 @@ INLINE void keep(const num *row, num *z) {
 INLINE void bend(const int gated, const float *sums, const float *bias, const float *up_bias, num *z, num *up, long ldz, num *a,
                  long lda, long rows) {
   for (long r = 0; r < rows; r++, sums += PANEL, z += ldz, up += ldz, a += lda) {
-    num own[PANEL], of_up[PANEL];
-    float bent[PANEL];
-    finish(sums, bias, own, 0, 1);
-    if (gated) finish(sums + BLOCK, up_bias, of_up, 0, 1);
-    for (long j = 0; j < PANEL; j++) bent[j] = SIGMA(load(own[j])).value * (gated ? load(of_up[j]) : 1.0f);
+    const __m512i own = biased(sums, bias), of_up = gated ? biased(sums + BLOCK, up_bias) : own;
+    vec first = SIGMA(first_of(own)).value, second = SIGMA(second_of(own)).value;
+    if (gated) first *= first_of(of_up), second *= second_of(of_up);
+    _mm512_storeu_si512(a, rounded(first, second));
     keep(own, z);
     if (gated) keep(of_up, up);
-    put_both(vector(bent), vector(bent + LANES), a);
   }
 }
 
 /* From ∂a: a, and ∂z over z. */
 INLINE void bend_back(const int gated, const float *sums, num *z, num *up, long ldz, num *a, long lda, long rows) {
   for (long r = 0; r < rows; r++, sums += PANEL, z += ldz, up += ldz, a += lda) {
-    float bent[PANEL], of_z[PANEL], of_up[PANEL];
-    for (long j = 0; j < PANEL; j++) {
-      const float y = gated ? load(up[j]) : 1.0f;
-      const both s = SIGMA(load(z[j]));
-      bent[j] = s.value * y;
-      of_z[j] = sums[j] * y * s.slope;
-      of_up[j] = sums[j] * s.value;
+    const __m512i own = _mm512_loadu_si512(z), of_up = gated ? _mm512_loadu_si512(up) : own;
+    const both first = SIGMA(first_of(own)), second = SIGMA(second_of(own));
+    const vec d = vector(sums), e = vector(sums + LANES);
+    if (gated) {
+      const vec y = first_of(of_up), x = second_of(of_up);
+      _mm512_storeu_si512(a, rounded(first.value * y, second.value * x));
+      _mm512_storeu_si512(z, rounded(d * y * first.slope, e * x * second.slope));
+      _mm512_storeu_si512(up, rounded(d * first.value, e * second.value));
+    } else {
+      _mm512_storeu_si512(a, rounded(first.value, second.value));
+      _mm512_storeu_si512(z, rounded(d * first.slope, e * second.slope));
     }
-    put_both(vector(bent), vector(bent + LANES), a);
-    put_both(vector(of_z), vector(of_z + LANES), z);
-    if (gated) put_both(vector(of_up), vector(of_up + LANES), up);
   }
 }
 #endif
