@@ -21,29 +21,6 @@ typedef struct {
 #define BAND 32  /* rows of the matrix itself worked on at a time */
 #define LINE(x) (UP(x, 32) | 32) /* from one row to the next: a power of two would let rows share cache lines */
 
-/* G ← A Aᵀ or first · A + third · A A for a symmetric A: of a symmetric result what lies on and below the panels'
-   diagonal is computed, the rest mirrored. b holds Aᵀ packed. */
-static void symmetric(long m, long k, const num *a, long lda, const word *b, float first, float third, num *to, long ldto,
-                      float *sums) {
-  for (long j = 0; j < m; j += PANEL) {
-    const long width = width_of(m, j), own = m - j < width ? m - j : width;
-    for (long i = j; i < m; i += CHUNK) {
-      const long rows = m - i < CHUNK ? m - i : CHUNK;
-      panel(rows, k, a + i * lda, lda, b + UP(k, PAIR) / PAIR * j, width, sums, PANEL, 0);
-      for (long r = 0; r < rows; r++) {
-        const num *before = a + (i + r) * lda + j;
-        num *out = to + (i + r) * ldto + j;
-        if (first == 0.0f)
-          for (long c = 0; c < own; c++) out[c] = store(sums[r * PANEL + c]);
-        else
-          for (long c = 0; c < own; c++) out[c] = store(first * load(before[c]) + third * sums[r * PANEL + c]);
-      }
-      for (long c = 0; c < own; c++)
-        for (long r = i > j ? 0 : own; r < rows; r++) to[(j + c) * ldto + i + r] = to[(i + r) * ldto + j + c];
-    }
-  }
-}
-
 #if PAIR == 2
 #define transpose turn
 #else
@@ -55,6 +32,32 @@ static void transpose(const num *from, long ldfrom, long rows, long columns, num
         for (long i = r; i < rows && i < r + BAND; i++) to[j * ldto + i] = from[i * ldfrom + j];
 }
 #endif
+
+/* first · before + third · sums, of which `before` may be where it goes. */
+INLINE void put_sum(float first, const num *before, float third, const float *sums, long many, num *out) {
+  long c = 0;
+#ifdef ROUNDS
+  for (; c + LANES <= many; c += LANES) put(first * widened(before + c) + third * vector(sums + c), out + c);
+#endif
+  for (; c < many; c++) out[c] = store(first * load(before[c]) + third * sums[c]);
+}
+
+/* G ← A Aᵀ or first · A + third · A A for a symmetric A: of a symmetric result what lies on and below the panels'
+   diagonal is computed, the rest mirrored. b holds Aᵀ packed. */
+static void symmetric(long m, long k, const num *a, long lda, const word *b, float first, float third, num *to, long ldto,
+                      float *sums) {
+  for (long j = 0; j < m; j += PANEL) {
+    const long width = width_of(m, j), own = m - j < width ? m - j : width;
+    for (long i = j; i < m; i += CHUNK) {
+      const long rows = m - i < CHUNK ? m - i : CHUNK;
+      panel(rows, k, a + i * lda, lda, b + UP(k, PAIR) / PAIR * j, width, sums, PANEL, 0);
+      for (long r = 0; r < rows; r++)
+        put_sum(first, a + (i + r) * lda + j, third, sums + r * PANEL, own, to + (i + r) * ldto + j);
+      const long below = i > j ? 0 : own; /* the diagonal */
+      if (rows > below) transpose(to + (i + below) * ldto + j, ldto, rows - below, own, to + j * ldto + i + below, ldto);
+    }
+  }
+}
 
 /* Every column of x (m, n) gets the root mean square of the others, by a moving mean of its squares; the whole keeps its size.
    x is multiplied by what comes into `factor` (n). */
@@ -124,10 +127,7 @@ static int update(const settings *t, const matrix *of) {
       for (long i = 0; i < m; i += CHUNK) {
         const long rows = m - i < CHUNK ? m - i : CHUNK;
         panel(rows, UP(m, PAIR), both + i * ldg, ldg, x_packed + UP(m, PAIR) / PAIR * j, width, sums, PANEL, 0);
-        for (long r = 0; r < rows; r++) {
-          num *out = x + (i + r) * ldx + j;
-          for (long c = 0; c < own; c++) out[c] = store(first * load(out[c]) + sums[r * PANEL + c]);
-        }
+        for (long r = 0; r < rows; r++) put_sum(first, x + (i + r) * ldx + j, 1.0f, sums + r * PANEL, own, x + (i + r) * ldx + j);
       }
     }
   }

@@ -361,15 +361,17 @@ static __attribute__((unused)) void pack_rows(const num *x, long ldx, long k, lo
     long width = width_of(n, j), own = n - j < width ? n - j : width;
     for (long p = 0; p < k; p += PAIR, b += width) {
       const num *row = x + p * ldx + j;
-#if PAIR == 2
-      if (p + 1 < k)
-        for (long i = 0; i < own; i++) b[i] = pair(row[i], row[ldx + i]);
-      else
-        for (long i = 0; i < own; i++) b[i] = pair(row[i], 0);
+#ifdef ROUNDS
+      for (long i = 0; i < width; i += 16) {
+        const __mmask16 there = i + 16 > own ? (__mmask16)((1u << (own > i ? own - i : 0)) - 1) : 0xffff;
+        const __m256i upper = _mm256_maskz_loadu_epi16(there, row + i);
+        const __m256i lower = _mm256_maskz_loadu_epi16(p + 1 < k ? there : 0, row + ldx + i);
+        _mm512_storeu_si512(b + i, _mm512_or_si512(_mm512_cvtepu16_epi32(upper), _mm512_slli_epi32(_mm512_cvtepu16_epi32(lower), 16)));
+      }
 #else
       memcpy(b, row, own * sizeof(word));
-#endif
       for (long i = own; i < width; i++) b[i] = 0;
+#endif
     }
   }
 }
