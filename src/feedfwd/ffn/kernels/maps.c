@@ -16,7 +16,7 @@
 
 #define ROWS (2 * SIDE)
 #define BLOCK (ROWS * PANEL)
-#define HELD (400 << 10) /* numbers of B at a time */
+#define HELD (640 << 10) /* numbers of B at a time */
 #define DEEP 256         /* of those rows of A and columns of B at a time that the nearest cache can't hold */
 #define LINE (NEAR + 32) /* numbers from one row to the next of what is copied there: of a power of two, rows share cache lines */
 
