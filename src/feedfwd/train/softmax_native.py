@@ -14,7 +14,7 @@ from torch import Tensor
 
 from feedfwd.ffn.kernels import plan
 from feedfwd.ffn.kernels.compiler import library
-from feedfwd.ffn.kernels.native import ALONE, DTYPES, foreign
+from feedfwd.ffn.kernels.native import ALONE, DTYPES, foreign, products
 
 
 def lacks(logits: Tensor) -> str | None:
@@ -36,7 +36,7 @@ def lacks(logits: Tensor) -> str | None:
 
 @functools.cache
 def _compiled(dtype: torch.dtype) -> tuple[ctypes.CDLL | None, str]:
-    found, reason = library(Path(__file__).with_name("softmax.c"), DTYPES[dtype])
+    found, reason = library(Path(__file__).with_name("softmax.c"), products(dtype)[0] or DTYPES[dtype])
     if found is not None:
         pointer, number = ctypes.c_void_p, ctypes.c_long
         found.softmax.argtypes = (pointer, number, *(pointer,) * 3, ctypes.c_float, number, number, ctypes.c_int)
