@@ -32,15 +32,16 @@ typedef struct {
 } grid;
 
 /* The grid whose parts take least, where 32 rows of A take `of_rows` to prepare and 32 columns of B `of_columns`, beside the 3
-   of their product: about a cycle for each number that both are deep. */
-static grid grid_of(long rows, long columns, long of_rows, long of_columns, int threads) {
+   of their product: about a cycle for each of the `deep` numbers of a row or column. */
+static grid grid_of(long rows, long columns, long deep, long of_rows, long of_columns, int threads) {
   grid best = {0};
   long least = 0;
   const long high = (rows + ROWS - 1) / ROWS, wide = (columns + PANEL - 1) / PANEL;
   for (long down = 1; down <= threads; down++) {
     if (threads % down) continue;
     const long across = threads / down, r = (high + down - 1) / down, c = (wide + across - 1) / across;
-    const long cost = r * c * 3 + r * of_rows + c * of_columns;
+    const long parts = (c * PANEL - 1) / held(deep, c * PANEL) + 1; /* of B, each of which takes all of A */
+    const long cost = r * c * 3 + r * of_rows * parts + c * of_columns;
     if (!least || cost < least) least = cost, best = (grid){down, across, r * ROWS, c * PANEL};
   }
   return best;
@@ -232,7 +233,7 @@ INLINE int map_part(const int end_as, const int gated, const product *t, long i,
 
 /* All parts; the number of those that found no memory. */
 static int multiply(const product *t, const int end_as, const int gated, int threads) {
-  const grid g = grid_of(t->T, t->N, 6, 16, threads);
+  const grid g = grid_of(t->T, t->N, t->K, 6, 16, threads);
   int failed = 0;
 #pragma omp parallel for schedule(static) num_threads(threads) reduction(+ : failed) if (threads > 1)
   for (long part = 0; part < threads; part++) {
@@ -371,7 +372,7 @@ static int outer_part(const gradient *g, long n, long end, long k, long right) {
    memory. */
 int outer(const num *a, long lda, const num *b, long ldb, float *c, int add, float *sum, long T, long N, long K, int threads) {
   const gradient t = {a, b, c, sum, lda, ldb, T, N, K, add};
-  const grid g = grid_of(N, K, 16, 8, threads);
+  const grid g = grid_of(N, K, T < NEAR ? T : NEAR, 16, 8, threads);
   int failed = 0;
 #pragma omp parallel for schedule(static) num_threads(threads) reduction(+ : failed) if (threads > 1)
   for (long part = 0; part < threads; part++) {
