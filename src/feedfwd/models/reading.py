@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from feedfwd.models.attention import Sight, attend, documents_of
+from feedfwd.models.block import Block
 from feedfwd.models.heads import TiedHead
 from feedfwd.models.positions import tables
 from feedfwd.models.stepping import AttentionStep, Moment, after, ffn_step, is_small
-from feedfwd.models.transformer import Block, Transformer
+from feedfwd.models.transformer import Transformer
 
 
 class Rereading:

@@ -25,8 +25,9 @@ from feedfwd.ffn.gated import GatedFFN
 from feedfwd.ffn.kernels import pages
 from feedfwd.ffn.kernels.compiler import library
 from feedfwd.ffn.parts import Linear
+from feedfwd.models.block import Block
 from feedfwd.models.norms import RMSNorm
-from feedfwd.models.transformer import Block, Transformer
+from feedfwd.models.transformer import Transformer
 
 LARGE = 2**31  # bytes of a model whose matrices aren't copied to be laid out
 ALONE = 2**15  # weights: below, waking a second thread costs more than it saves

@@ -14,7 +14,7 @@ from feedfwd.config import FitConfig, parse
 from feedfwd.errors import ConfigError
 from feedfwd.ffn.gated import GatedLinear
 from feedfwd.models.bag import Bag
-from feedfwd.models.transformer import Attention
+from feedfwd.models.block import Attention
 from feedfwd.recipes.console import Listener
 from feedfwd.recipes.predictor import Predictor
 from feedfwd.recipes.prepare import prepare

@@ -3,8 +3,10 @@
 Libraries take a copy of W in bf16, lay it out anew for the processor's tiles (AMX) in every product, and give ∂W in
 bf16, of which autograd makes fp32; for some hundred tokens the copies alone cost a tenth to a quarter of what the
 products do. `maps.c` rounds and lays out W in one sweep, and writes ∂W as it was added up. For ∂W it also turns a
-stretch of ∂y where it is needed, which libraries do at a half to two thirds of the rate of other products. It is
-compiled at first use (see `compiler`), and only where there are tiles: without them torch is as fast.
+stretch of ∂y where it is needed, which libraries do at a half to two thirds of the rate of other products. `bent` and
+`bent_back` are the two products of a feed-forward layer that its activation meets: they bend what they have added up
+themselves. All is compiled at first use (see `compiler`), and only where there are tiles: without them torch is as
+fast.
 """
 
 # T tokens, N outputs, K inputs
@@ -125,7 +127,7 @@ def bends(x: Tensor, weight: Tensor, hidden: int, sigma: str) -> bool:
 
 
 def bent(x: Tensor, weight: Tensor, bias: Tensor | None, z: Tensor, a: Tensor, sigma: str) -> None:
-    """z = x weightᵀ + bias into `z` (T, M), and σ(z) into `a` (T, H): where M = 2H, σ of the first half times the other."""
+    """z = x weightᵀ + bias into `z` (T, M), and into `a` (T, H) σ(z), or where M = 2H σ of its first half times the other."""
     found, _ = _compiled(sigma)
     bias = None if bias is None else bias.float().contiguous()
     (T, K), H = x.shape, a.shape[1]
