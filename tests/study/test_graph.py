@@ -14,7 +14,7 @@ from feedfwd.config import FFNSpec
 from feedfwd.errors import FeedfwdError
 from feedfwd.ffn import DenseFFN, GatedFFN, accounting
 from feedfwd.ffn.kernels import plain
-from feedfwd.models import attention, transformer
+from feedfwd.models import attention, block
 from feedfwd.models.mlp import MLP
 from feedfwd.models.tabular import Tabular
 from feedfwd.models.transformer import Transformer
@@ -87,7 +87,7 @@ def test_bytes_kept_are_what_autograd_saves(name: str) -> None:
 def test_flops_are_what_torch_counts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = NETWORKS[name]
     found = trace(model, x)
-    monkeypatch.setattr(transformer, "attend", attention.by_torch)  # whose products torch's counter sees
+    monkeypatch.setattr(block, "attend", attention.by_torch)  # whose products torch's counter sees
     counter = FlopCounterMode(display=False)
     with plain(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), counter:
         out = model.train()(x)

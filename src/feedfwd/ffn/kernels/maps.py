@@ -127,7 +127,7 @@ def bends(x: Tensor, weight: Tensor, hidden: int, sigma: str) -> bool:
 
 
 def bent(x: Tensor, weight: Tensor, bias: Tensor | None, z: Tensor, a: Tensor, sigma: str) -> None:
-    """z = x weightᵀ + bias into `z` (T, M), and σ(z) into `a` (T, H), or where M = 2H σ(gate) ⊙ up of z = [gate | up]."""
+    """z = x weightᵀ + bias into `z` (T, M), and σ(z) into `a` (T, H), where M = 2H σ(gate) ⊙ up of z = [gate | up]."""
     found, _ = _compiled(sigma)
     bias = None if bias is None else bias.float().contiguous()
     (T, K), H = x.shape, a.shape[1]
