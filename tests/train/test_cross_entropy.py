@@ -1,10 +1,13 @@
 """The cross-entropy by the compiled softmax and by torch's operations: one result, and what neither takes."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
 from feedfwd.ffn import plain as off
+from feedfwd.ffn.kernels import pages
 from feedfwd.train import softmax_native
 from feedfwd.train.cross_entropy import linear_cross_entropy, plain
 
@@ -37,11 +40,16 @@ def test_it_is_the_formula(by: str, z_loss: float, dtype: torch.dtype, monkeypat
     assert calls == ([7, 7, 7, 7, 7, 5] if by == "C" else [])
 
 
-@pytest.mark.parametrize("tokens", [64, 300])
-def test_it_is_the_formula_where_products_take_weights_as_they_are(tokens: int) -> None:
+@pytest.mark.parametrize("tokens", [63, 64, 300])
+@pytest.mark.parametrize("vocabulary", [64, 65, 96])
+def test_it_is_the_formula_where_products_take_weights_as_they_are(
+    tokens: int, vocabulary: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = pages.empty
+    monkeypatch.setattr(pages, "empty", lambda *size, **like: empty(*size, **like).fill_(math.nan))  # all is written
     torch.manual_seed(0)
-    h, w = 2 * torch.randn(tokens, 64), torch.randn(96, 64)
-    targets, shares = torch.randint(0, 96, (tokens,)), torch.rand(tokens) / tokens
+    h, w = 2 * torch.randn(tokens, 64), torch.randn(vocabulary, 64)
+    targets, shares = torch.randint(0, vocabulary, (tokens,)), torch.rand(tokens) / tokens
     inputs = [h.requires_grad_(), w.requires_grad_()]
     exact = [x.detach().bfloat16().double().requires_grad_() for x in inputs]
     with torch.autocast("cpu", dtype=torch.bfloat16):
