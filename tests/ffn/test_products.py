@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from feedfwd.ffn import DenseFFN, GatedFFN, plain
+from feedfwd.ffn import DenseFFN, GatedFFN, explain, plain
 from feedfwd.ffn.kernels import maps
 from feedfwd.ffn.parts import Linear
 from feedfwd.ffn.products import applied, linear, mapped
@@ -158,6 +158,26 @@ def test_a_layers_gradients_are_no_farther_off_than_torchs(activation: str) -> N
     ours = errors()
     assert len(ours) == len(exact)
     assert max(ours) < 1.2 * max(by_torch) < 0.06
+
+
+@in_c
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_layer_bends_within_its_products(gated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = GatedFFN(32, 64) if gated else DenseFFN(32, 64, "gelu")
+    seen: list[str] = []
+    for name in ("bent", "bent_back"):
+        real = getattr(maps, name)
+        monkeypatch.setattr(maps, name, lambda *all, name=name, real=real: seen.append(name) or real(*all))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        x = torch.randn(maps.LEAST, 32)
+        assert "within the products" in explain(layer, x).passes
+        layer(x).float().sum().backward()
+        assert seen == ["bent", "bent_back"]
+        for other in (DenseFFN(32, 64, "relu"), DenseFFN(32, 64, "gelu", dropout=0.1), DenseFFN(32, 48, "gelu")):
+            assert "within" not in explain(other, x).passes
+            other(x)
+        assert "within" not in explain(layer, x[1:]).passes
+    assert len(seen) == 2
 
 
 @in_c

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from feedfwd.ffn import plain as off
-from feedfwd.ffn.kernels import pages
+from feedfwd.ffn.kernels import maps, pages
 from feedfwd.train import softmax_native
 from feedfwd.train.cross_entropy import linear_cross_entropy, plain
 
@@ -52,8 +52,13 @@ def test_it_is_the_formula_where_products_take_weights_as_they_are(
     targets, shares = torch.randint(0, vocabulary, (tokens,)), torch.rand(tokens) / tokens
     inputs = [h.requires_grad_(), w.requires_grad_()]
     exact = [x.detach().bfloat16().double().requires_grad_() for x in inputs]
+    calls: list[int] = []
+    real = maps.linear
+    monkeypatch.setattr(maps, "linear", lambda p, *more: calls.append(len(p)) or real(p, *more))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = linear_cross_entropy(h, w, targets, shares)
+    served = maps.lacks_linear(torch.zeros(tokens, vocabulary).bfloat16(), [w.detach().t()]) is None
+    assert calls == ([tokens] if served else [])
     wanted = plain(*exact, targets, shares.double())
     assert float(found.detach()) == pytest.approx(float(wanted.detach()), rel=0.01)
     for ours, right in zip(torch.autograd.grad(found, inputs), torch.autograd.grad(wanted, exact), strict=True):

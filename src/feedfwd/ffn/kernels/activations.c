@@ -9,7 +9,7 @@ INLINE real inverse(real x) { /* an estimate to 14 bits, and a step of Newton's 
   const real y = _mm512_rcp14_ps(x);
   return y + y * (1.0f - x * y);
 }
-INLINE real from_zero_on(real x, real up_to, real above) {
+INLINE real by_sign(real x, real up_to, real above) {
   return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, all(0.0f), _CMP_LE_OQ), above, up_to);
 }
 #else
@@ -18,14 +18,14 @@ INLINE real all(float x) { return x; }
 INLINE real magnitude(real x) { return fabsf(x); }
 INLINE real power(real x) { return exponential(x); }
 INLINE real inverse(real x) { return 1.0f / x; }
-INLINE real from_zero_on(real x, real up_to, real above) { return x <= 0.0f ? up_to : above; }
+INLINE real by_sign(real x, real up_to, real above) { return x <= 0.0f ? up_to : above; }
 #endif
 typedef struct { real value, slope; } both;
 
 INLINE both identity(real z) { return (both){z, all(1.0f)}; }
-INLINE both relu(real z) { return (both){from_zero_on(z, all(0.0f), z), from_zero_on(z, all(0.0f), all(1.0f))}; }
+INLINE both relu(real z) { return (both){by_sign(z, all(0.0f), z), by_sign(z, all(0.0f), all(1.0f))}; }
 INLINE both relu2(real z) {
-  const real r = from_zero_on(z, all(0.0f), z);
+  const real r = by_sign(z, all(0.0f), z);
   return (both){r * r, 2.0f * r};
 }
 INLINE both sigmoid(real z) {
@@ -53,6 +53,6 @@ INLINE both gelu(real z) {
   q = q * s + 0.09991510675086943f;
   q = q * s + 0.12075369329926205f;
   q = q * s + 0.11962931620608994f;
-  const real tail = e * q * s, phi = from_zero_on(z, tail, 1.0f - tail);
+  const real tail = e * q * s, phi = by_sign(z, tail, 1.0f - tail);
   return (both){z * phi, phi + z * e * 0.3989422804f};
 }

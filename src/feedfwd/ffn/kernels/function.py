@@ -61,15 +61,15 @@ def forward(
     """y (..., D), and what the backward needs besides x: z (N, M), or a where σ' follows from it."""
     passes = choose(form.sigma, x.dtype, x.device.type)[0]
     x_ND = _rows(x)
-    if _bends(x_ND, first, down, dropout, form):
+    if bends(x_ND, first, down, form):
         z_NM, a_NH = (pages.empty((len(x_ND), width), like=x) for width in (first.shape[0], down.shape[1]))
         maps.bent(x_ND, first, bias, z_NM, a_NH, form.sigma)
-        return _linear(a_NH, down, down_bias, (*x.shape[:-1], down.shape[0])), z_NM
-    z_NM = _linear(x_ND, first, bias)
-    if form.gated:
+    elif form.gated:
+        z_NM = _linear(x_ND, first, bias)
         a_NH = pages.empty((z_NM.shape[0], down.shape[1]), like=x)
         passes.gated_forward(z_NM, a_NH, dropout)
     else:
+        z_NM = _linear(x_ND, first, bias)
         a_NH = z_NM if form.from_output else pages.empty(z_NM.shape, like=x)
         passes.dense_forward(z_NM, a_NH, dropout)
     return _linear(a_NH, down, down_bias, (*x.shape[:-1], down.shape[0])), z_NM
@@ -98,7 +98,7 @@ def backward(
         if form.from_output:
             passes.dense_forward(kept, kept, dropout)
     grads: list[Tensor | None] = [None] * 5
-    if _bends(dy_ND, down, down, dropout, form):
+    if bends(dy_ND, down, down, form):
         a_NH, dz_NM = pages.empty((len(dy_ND), down.shape[1]), like=x), kept
         maps.bent_back(dy_ND, down, kept, a_NH, form.sigma)
     elif form.from_output:
@@ -124,9 +124,9 @@ def backward(
     return grads
 
 
-def _bends(x: Tensor, weight: Tensor, down: Tensor, dropout: Dropout | None, form: Form) -> bool:
-    """Whether the product of x, or of dy, with this weight bends what it adds up itself."""
-    plain = dropout is None and not form.from_output and weight.dtype != x.dtype
+def bends(x: Tensor, weight: Tensor, down: Tensor, form: Form) -> bool:
+    """Whether the product of x (N, ·), or of dy, with this weight bends what it adds up itself (see `maps`)."""
+    plain = not form.p and not form.from_output and weight.dtype != x.dtype
     return plain and maps.bends(x, weight, down.shape[1], form.sigma)
 
 

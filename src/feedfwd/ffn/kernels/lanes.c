@@ -79,16 +79,16 @@ INLINE vec power_of_two(vec x) {
   const vec p = (((0.0095701003f * f + 0.0559178591f) * f + 0.2402474433f) * f + 0.6931217909f) * f + 0.9999992847f;
   return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ), p, k);
 }
+INLINE vec as_fp32(__m256i v) { return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16); }
 INLINE vec widened(const num *x) { /* 16 numbers as fp32, */
   __m256i v;
   memcpy(&v, x, sizeof(v));
-  return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16);
+  return as_fp32(v);
 }
 INLINE void put(vec x, num *to) { /* and back */
   const __m256bh rounded = _mm512_cvtneps_pbh(x);
   memcpy(to, &rounded, sizeof(rounded));
 }
-INLINE word pair(num upper, num lower) { return (word)upper | (word)lower << 16; }
 #elif !defined(BF16)
 #define PRODUCTS
 #ifdef __AVX512F__

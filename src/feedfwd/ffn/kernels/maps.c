@@ -67,7 +67,7 @@ static void pack_turned_weights(const float *w, long K, word *b) {
     }
 }
 
-/* Two rows of W (·, N), side by side in as many panels as `columns` fill, each `of_panel` words after the other. */
+/* Sixteen rows of W (·, N), two and two side by side, in as many panels as `columns` fill, each `of_panel` words after the other. */
 static void pack_weights(const float *w, long N, long columns, word *b, long of_panel) {
   const __m512i together = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5,
                                             20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
@@ -85,8 +85,8 @@ static void pack_weights(const float *w, long N, long columns, word *b, long of_
 
 /* 32 numbers as bf16, and the first and second half of them as fp32. */
 INLINE __m512i rounded(vec first, vec second) { return (__m512i)_mm512_cvtne2ps_pbh(second, first); }
-INLINE vec first_of(__m512i v) { return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(v)), 16); }
-INLINE vec second_of(__m512i v) { return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(v, 1)), 16); }
+INLINE vec first_of(__m512i v) { return as_fp32(_mm512_castsi512_si256(v)); }
+INLINE vec second_of(__m512i v) { return as_fp32(_mm512_extracti64x4_epi64(v, 1)); }
 
 /* Such sums of a token, with the bias. */
 INLINE __m512i biased(const float *sums, const float *bias) {
@@ -111,8 +111,8 @@ enum { Y, BENT, BENT_BACK };
 typedef struct {
   const num *x;
   const stacked *weights;
-  num *y, *z, *a;
-  long ldx, many, T, K, N, ldz; /* `many` weights */
+  num *to, *z; /* y or a; z */
+  long ldx, T, K, N, ldz;
   int turned;
 } product;
 
@@ -212,15 +212,16 @@ INLINE int map_part(const int end_as, const int gated, const product *t, long i,
               if (gated) _mm_prefetch((const char *)(z + N), _MM_HINT_T1);
             }
           for (int side = 0; side < sides; side++)
-            by_tiles(rows > SIDE ? ROWS : SIDE, deep, left, copied ? LINE : t->ldx, b + (p * sides + side) * of_panel + k / PAIR * PANEL, PANEL,
-                     c + side * BLOCK, PANEL, k > 0);
+            by_tiles(rows > SIDE ? ROWS : SIDE, deep, left, copied ? LINE : t->ldx,
+                     b + (p * sides + side) * of_panel + k / PAIR * PANEL, PANEL, c + side * BLOCK, PANEL, k > 0);
           if (k + deep < K) continue;
-          if (end_as == Y) finish(c, bias_of(t, column), t->y + r * N + column, N, rows);
+          num *to = t->to + r * N + column;
+          if (end_as == Y) finish(c, bias_of(t, column), to, N, rows);
 #ifdef SIGMA
-          num *z = t->z + r * t->ldz + column, *a = t->a + r * N + column;
+          num *z = t->z + r * t->ldz + column;
           if (end_as == BENT)
-            bend(gated, c, bias_of(t, column), gated ? bias_of(t, column + N) : 0, z, z + N, t->ldz, a, N, rows);
-          if (end_as == BENT_BACK) bend_back(gated, c, z, z + N, t->ldz, a, N, rows);
+            bend(gated, c, bias_of(t, column), gated ? bias_of(t, column + N) : 0, z, z + N, t->ldz, to, N, rows);
+          if (end_as == BENT_BACK) bend_back(gated, c, z, z + N, t->ldz, to, N, rows);
 #endif
         }
       }
@@ -253,21 +254,21 @@ static int multiply(const product *t, const int end_as, const int gated, int thr
 /* a (T, N) = σ(z), z = x Wᵀ + bias for W (N, K); or a = σ(g) ⊙ u, z = [g | u] = x Wᵀ + bias for W (2N, K). */
 int bent(const num *x, long ldx, const float *w, const float *bias, int gated, num *z, num *a, long T, long K, long N, int threads) {
   const stacked weight = {w, bias, gated ? 2 * N : N};
-  const product t = {x, &weight, 0, z, a, ldx, 1, T, K, N, weight.rows, 1};
+  const product t = {x, &weight, a, z, ldx, T, K, N, weight.rows, 1};
   return multiply(&t, BENT, gated, threads);
 }
 
 /* Backwards: with ∂a (T, N) = ∂y W for ∂y (T, K), W (K, N) and z as above, a again, and ∂z in z's place. */
 int bent_back(const num *dy, long ldy, const float *w, int gated, num *z, num *a, long T, long K, long N, int threads) {
   const stacked weight = {w, 0, K};
-  const product t = {dy, &weight, 0, z, a, ldy, 1, T, K, N, gated ? 2 * N : N, 0};
+  const product t = {dy, &weight, a, z, ldy, T, K, N, gated ? 2 * N : N, 0};
   return multiply(&t, BENT_BACK, gated, threads);
 }
 #else
-/* y (T, N) = x B + bias for x (T, K), where B is Wᵀ for W (N, K), or W (K, N) and no bias. W is stacked of `many`; their rows, K
-   and N are multiples of 32. */
-int map(const num *x, long ldx, const stacked *w, long many, int turned, num *y, long T, long K, long N, int threads) {
-  const product t = {x, w, y, 0, 0, ldx, many, T, K, N, 0, turned};
+/* y (T, N) = x B + bias for x (T, K), where B is Wᵀ for W (N, K), or W (K, N) and no bias. W is stacked of several; their rows,
+   K and N are multiples of 32. */
+int map(const num *x, long ldx, const stacked *w, int turned, num *y, long T, long K, long N, int threads) {
+  const product t = {x, w, y, 0, ldx, T, K, N, 0, turned};
   return multiply(&t, Y, 0, threads);
 }
 

@@ -94,7 +94,7 @@ def _compiled(sigma: str = "") -> tuple[ctypes.CDLL | None, str]:
             found.bent.argtypes = (pointer, number, pointer, pointer, whole, pointer, pointer, *sizes)
             found.bent_back.argtypes = (pointer, number, pointer, whole, pointer, pointer, *sizes)
         else:
-            found.map.argtypes = (pointer, number, pointer, number, whole, pointer, *sizes)
+            found.map.argtypes = (pointer, number, pointer, whole, pointer, *sizes)
             found.outer.argtypes = (pointer, number, pointer, number, pointer, whole, pointer, *sizes)
     return found, reason
 
@@ -114,7 +114,7 @@ def linear(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]
     ]
     together = (Stacked * len(parts))(*parts)
     (T, K), N = x.shape, out.shape[-1]
-    where = x.data_ptr(), x.stride(0), ctypes.addressof(together), len(parts), as_it_lies, out.data_ptr()
+    where = x.data_ptr(), x.stride(0), ctypes.addressof(together), as_it_lies, out.data_ptr()
     if found.map(*where, T, K, N, _threads(T * K * N)):
         raise MemoryError(NO_MEMORY)
     return out

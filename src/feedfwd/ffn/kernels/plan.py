@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from feedfwd.ffn.activations import ReLU2
 from feedfwd.ffn.kernels.formulas import SIGMA
-from feedfwd.ffn.kernels.function import Form, choose
+from feedfwd.ffn.kernels.function import Form, bends, choose
 from feedfwd.ffn.parts import Linear, watched
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
@@ -153,8 +153,12 @@ def explain(layer: Any, x: Tensor) -> Path:
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     form = form_of(layer)
     passes, reason = choose(form.sigma, dtype, device)
+    name, weights = passes.name, layer._parameters if form.gated else layer.up._parameters
+    first = weights["gate_up" if form.gated else "weight"]
+    if bends(x.new_empty(x.numel() // x.shape[-1], x.shape[-1], dtype=dtype), first, layer.down.weight, form):
+        name += ", within the products"
     kept = "x" if form.recompute else "x and a" if form.from_output else "x, gate and up" if form.gated else "x and z"
-    return Path(True, passes.name, reason, kept)
+    return Path(True, name, reason, kept)
 
 
 def form_of(layer: Any) -> Form:
